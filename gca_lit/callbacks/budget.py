@@ -1,0 +1,57 @@
+"""Whether a length fits: asked before a point starts, answered in numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gca_lit.memory.device_store import DeviceStore
+from gca_lit.memory.host_store import HostStore
+
+if TYPE_CHECKING:
+    from gca_lit.memory.base import ChunkStore
+
+GIB = 1 << 30
+SHARE_OF_HOST = 0.8
+
+
+def free_host_bytes() -> int | None:
+    """80 % of the memory that the host has available, or None where the system does not tell."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(int(line.split()[1]) * 1024 * SHARE_OF_HOST)
+    return None
+
+
+def device_bytes(device: torch.device) -> int:
+    """All memory of a CUDA device."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def shortage(
+    model: Any, length: int, batch_size: int, store: ChunkStore, device: torch.device, host: int | None, ranks: int = 1
+) -> str | None:
+    """Why `batch_size` episodes of `length` tokens cannot be held, or None when they can.
+
+    host: bytes that all `ranks` processes of this host may hold together, None for no limit.
+    """
+    if model.max_length is not None and length > model.max_length:
+        return f"max_length: this backend takes at most {model.max_length:,} tokens, not {length:,}"
+    needs = model.kv_bytes(length, batch_size)
+    held = {"host": 0, "device": needs["state"], "disk": 0}
+    tier = "device" if isinstance(store, DeviceStore) else "host" if isinstance(store, HostStore) else "disk"
+    held[tier] += needs["store"]
+    if device.type == "cpu":
+        held["host"] += held.pop("device")
+    if host is not None and ranks * held["host"] > host:
+        return f"needs {ranks * held['host'] / GIB:.1f} GiB of host memory, has {host / GIB:.1f} GiB"
+    if device.type == "cuda":
+        total = device_bytes(device)
+        if held["device"] > total:
+            return f"needs {held['device'] / GIB:.1f} GiB of device memory, has {total / GIB:.1f} GiB"
+    return None

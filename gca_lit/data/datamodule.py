@@ -1,0 +1,287 @@
+"""The data module: splits, training blocks, task rows and length stages, with one position to resume from."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+
+from gca_lit.data import predict as prediction
+from gca_lit.data.curriculum import LengthRule, Switch, check_length, check_stages, length_at
+from gca_lit.data.haystack import BookHaystack
+from gca_lit.data.mixture import Mixture, RowMaker
+from gca_lit.data.predict import Predict, PredictItems
+from gca_lit.data.shards import ShardReader
+from gca_lit.data.stream import HORIZON, PREFETCH, Batches, BlockRows, BlockStream, TrainBatches, in_sequence
+from gca_lit.data.tokenizers import load_tokenizer
+from gca_lit.tasks.base import Task
+
+_TEXT_ONLY = Mixture()
+_DOCUMENTS = Predict()
+_ROWS = 0x726F7773  # sets the hash that picks text or task apart from the one that orders blocks
+
+
+class ArrowDataModule(LightningDataModule):
+    """Batches from token shards. Lengths count text tokens.
+
+    Args:
+        train: Directory of the training shards.
+        val: Directory of the validation shards.
+        train_length: Tokens of a training block, the row length of the last stage.
+        test: Directory of the test shards.
+        tokenizer: "byte", or the path of a tokenizer.json; the one that the shards were made with.
+        batch_size: Blocks per batch and rank; a batch has batch_size * train_length tokens at every stage.
+        tasks: Tasks for evaluation, and for training rows where mixture.text is below 1.
+        mixture: What training rows are made of.
+        align: Chunk size to align the questions of training rows and "chunk" episodes to; None asks at the end.
+        stages: Row lengths as [[optimizer step, length], ...]; without, all rows have the training length.
+        growth: A rule that lengthens rows as the tasks are solved, instead of stages.
+        reset_at_document: Also give the document of each token, and no target across the end of a document.
+        seed: Seed of the order of blocks and of the training rows.
+        num_workers: Worker processes of each loader.
+        verify: Compare all shards with their sha256 when they are opened, not only samples of large ones.
+        predict: What prediction runs on.
+
+    Raises ValueError for settings that do not fit each other, from `setup` also for shards that do not fit them.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        val: str,
+        train_length: int,
+        test: str | None = None,
+        tokenizer: str = "byte",
+        batch_size: int = 1,
+        tasks: Sequence[Task] = (),
+        mixture: Mixture = _TEXT_ONLY,
+        align: int | None = None,
+        stages: list[tuple[int, int]] | None = None,
+        growth: LengthRule | None = None,
+        reset_at_document: bool = False,
+        seed: int = 1,
+        num_workers: int = 0,
+        verify: bool = False,
+        predict: Predict = _DOCUMENTS,
+    ) -> None:
+        super().__init__()
+        if train_length < 2 or batch_size < 1:
+            raise ValueError(f"train_length >= 2 and batch_size >= 1 are needed, not {train_length} and {batch_size}")
+        if not 0 <= num_workers * PREFETCH <= HORIZON:
+            raise ValueError(f"num_workers must be 0 to {HORIZON // PREFETCH}, not {num_workers}")
+        if stages is not None and growth is not None:
+            raise ValueError("stages and growth both decide the row length: give one of them")
+        if stages is not None:
+            check_stages(stages, train_length)
+        if growth is not None:
+            check_length(growth.start, train_length)
+            growth.check_tasks([task.name for task in tasks])
+        self.paths = {"train": train, "val": val, "test": test}
+        self.train_length = train_length
+        self.tokenizer = load_tokenizer(tokenizer)
+        self.vocab_size = self.tokenizer.vocab_size
+        self.batch_size = batch_size
+        self.task_names = [task.name for task in tasks]
+        if len(set(self.task_names)) < len(self.task_names):
+            raise ValueError(f"tasks must have different names, not {self.task_names}")
+        self.align = align
+        self.growth = growth
+        self.seed = seed
+        self._tasks = list(tasks)
+        self._stages = (
+            [(0, growth.start)] if growth else [(step, length) for step, length in stages or [(0, train_length)]]
+        )
+        self._reset_at_document = reset_at_document
+        self._num_workers = num_workers
+        self._verify = verify
+        self._predict = predict
+        self._readers: dict[str, ShardReader] = {}
+        self._stream: BlockStream | None = None
+        self._loaders: list[Batches] = []
+        bound = [task.bind(seed, self.tokenizer.encode, align) for task in self._tasks]
+        self._rows = RowMaker(mixture, bound, seed ^ _ROWS)
+        self._rows.check_length(min(length for _, length in self._stages))
+
+    @property
+    def stage_length(self) -> int:
+        """Tokens of a training row now: in the batch handed out last, or in the first one."""
+        if self._stream is None:
+            return self._stages[0][1]
+        return length_at(self._stream.switches, max(0, self._stream.position - 1))
+
+    @property
+    def switch_pending(self) -> bool:
+        """Whether a switch to another row length is still to come."""
+        return self._training().switches[-1][1] != self.stage_length
+
+    def switch_length(self, length: int) -> int:
+        """Make rows `length` tokens long, as soon as no worker can be ahead. Call it on every rank at the same step.
+
+        Returns the position (blocks consumed) from which it holds. Raises ValueError when `length` does not divide the
+        training length.
+        """
+        check_length(length, self.train_length)
+        stream = self._training()
+        position = stream.position + HORIZON * self._global_batch
+        stream.switch(length, position)
+        return position
+
+    def tasks(self, placement: Literal["chunk", "end"], seed: int) -> list[Task]:
+        """The tasks bound for evaluation. Raises ValueError for "chunk" without `align`."""
+        if placement == "chunk" and self.align is None:
+            raise ValueError('placement "chunk" needs data.align, the chunk size to align questions to')
+        return [
+            task.bind(seed, self.tokenizer.encode, self.align if placement == "chunk" else None) for task in self._tasks
+        ]
+
+    def haystack(self, split: Literal["val", "test"], seed: int) -> BookHaystack:
+        """The documents of a split as text for evaluation episodes."""
+        return BookHaystack(self._reader(split), seed)
+
+    def setup(self, stage: str) -> None:
+        """Open and check the splits that `stage` needs, before anything runs."""
+        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
+            self._blocks(split)
+        if stage == "predict" and self._predict.source != "file":
+            self._reader("test")
+        if stage == "fit" and self._stream is None:
+            self._stream = BlockStream(self._blocks("train"), self.train_length, self.seed)
+            self._stream.switches = self._switches_ahead(self._stream)
+
+    def train_dataloader(self) -> TrainBatches:
+        stream = self._training()
+        rows = BlockRows(self._reader("train"), self.train_length, self._rows, self._reset_at_document)
+        steps = max(1, stream.blocks // (self._global_batch * self._accumulate))
+        rank, world = self._rank_and_world
+        loader = TrainBatches(rows, stream, self.batch_size, rank, world, steps * self._accumulate, self._num_workers)
+        self._loaders.append(loader)
+        return loader
+
+    def val_dataloader(self) -> Batches:
+        return self._in_sequence("val")
+
+    def test_dataloader(self) -> Batches:
+        return self._in_sequence("test")
+
+    def predict_dataloader(self) -> PredictItems:
+        settings = self._predict
+        if settings.source == "file":
+            items = prediction.text_file(settings.file or "", self.tokenizer, settings.length)
+        elif settings.source == "documents":
+            items = prediction.documents(self._reader("test"), settings.count, settings.length)
+        else:
+            tasks = self.tasks(settings.placement, self.seed)
+            length = settings.length or self.train_length
+            items = prediction.episodes(tasks, self.haystack("test", self.seed), settings.count, length)
+        rank, world = self._rank_and_world
+        return items[rank::world]
+
+    def teardown(self, stage: str) -> None:
+        """End the worker processes."""
+        while self._loaders:
+            self._loaders.pop().close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training is, in plain numbers and strings; empty unless training was set up."""
+        if self._stream is None:
+            return {}
+        return {
+            "position": self._stream.position - self._in_flight * self._global_batch,
+            "batches": self._stream.batches - self._in_flight,
+            "switches": [list(switch) for switch in self._stream.switches],
+            "growth": self.growth.state_dict() if self.growth else None,
+            "fingerprint": self._fingerprint(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. Another number of ranks or workers changes nothing in the order of blocks.
+
+        What growth has decided is restored; fixed stages come from the settings of this run. Outside of training there
+        is nothing to restore. Raises ValueError for another data set, seed or training length.
+        """
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        stream = self._training()
+        ours = self._fingerprint()
+        changed = [
+            f"{name} was {value}, now {ours.get(name)}"
+            for name, value in state["fingerprint"].items()
+            if value != ours.get(name)
+        ]
+        if changed:
+            raise ValueError(f"the checkpoint cannot go on with this data: {'; '.join(changed)}")
+        stream.position, stream.batches = state["position"], state["batches"]
+        stream.switches = [(position, length) for position, length in state["switches"]]
+        if self.growth is None:
+            passed = [switch for switch in stream.switches if switch[0] < stream.position]
+            stream.switches = passed + self._switches_ahead(stream)
+        elif state["growth"] is not None:
+            self.growth.load_state_dict(state["growth"])
+
+    @property
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    @property
+    def _global_batch(self) -> int:
+        return self.batch_size * self._rank_and_world[1]
+
+    @property
+    def _accumulate(self) -> int:
+        return self.trainer.accumulate_grad_batches if self.trainer is not None else 1
+
+    @property
+    def _in_flight(self) -> int:
+        """1 while the batch handed out last is still being trained on, as when an exception saves a checkpoint."""
+        if self.trainer is None:
+            return 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return progress.ready - progress.processed  # type: ignore[attr-defined]
+
+    def _switches_ahead(self, stream: BlockStream) -> list[Switch]:
+        """The length that the stages give at the stream's position, and their switches from there on."""
+        batches = [(step * self._accumulate, length) for step, length in self._stages]
+        ahead = [(at, length) for at, length in batches if at > stream.batches]
+        return [
+            (stream.position + (at - stream.batches) * self._global_batch, length)
+            for at, length in [(stream.batches, length_at(batches, stream.batches)), *ahead]
+        ]
+
+    def _training(self) -> BlockStream:
+        if self._stream is None:
+            raise RuntimeError('training data is not set up: call setup("fit") first')
+        return self._stream
+
+    def _reader(self, split: str) -> ShardReader:
+        path = self.paths[split]
+        if path is None:
+            raise ValueError(f"data.{split} is not set: name the directory of its shards")
+        if split not in self._readers:
+            self._readers[split] = ShardReader(path, self.tokenizer, self._verify)
+        return self._readers[split]
+
+    def _blocks(self, split: str) -> int:
+        """Blocks of a split; one more token is needed for the last target."""
+        blocks = (self._reader(split).total - 1) // self.train_length
+        if blocks < 1:
+            raise ValueError(
+                f"{self.paths[split]} holds {self._reader(split).total} tokens, too few for one block of "
+                f"train_length {self.train_length} and its last target: add text, or take a shorter train_length"
+            )
+        return blocks
+
+    def _in_sequence(self, split: str) -> Batches:
+        text = BlockRows(
+            self._reader(split), self.train_length, RowMaker(_TEXT_ONLY, [], self.seed), self._reset_at_document
+        )
+        works = in_sequence(self._blocks(split), self.train_length, self.batch_size, *self._rank_and_world)
+        self._loaders.append(Batches(text, works, len(works), self._num_workers))
+        return self._loaders[-1]
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "data set": self._reader("train").identity[:16],
+            "blocks": self._training().blocks,
+            "train_length": self.train_length,
+            "seed": self.seed,
+        }

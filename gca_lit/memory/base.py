@@ -1,0 +1,47 @@
+"""What memory, model and attention exchange: a selection of chunks, a table of their K/V, and where K/V bytes live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Chunks picked for consecutive query chunks.
+
+    ids: int64 [B, Q, K], chunk numbers in order of falling score; -1 is an empty slot.
+    weights: [B, Q, K], zero where the slot is empty.
+    """
+
+    ids: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class ChunkTable:
+    """Keys and values of chunks, [B, N, C, J, D] each; a selection's ids index N."""
+
+    k: Tensor
+    v: Tensor
+
+
+class ChunkStore(Protocol):
+    """Keeps the K/V of whole chunks; every chunk is written once. It knows no attention."""
+
+    def write(self, k: Tensor, v: Tensor) -> None:
+        """Append chunks: k and v are [B, n, C, J, D] of one dtype, the same at every call until `reset`."""
+
+    def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V [B, U, C, J, D] of chunks `ids` int64 [B, U], on the device of the tensors written."""
+
+    def bytes(self) -> dict[str, int]:
+        """Bytes allocated in each tier: "device", "host", "disk"."""
+
+    def reset(self) -> None:
+        """Forget the chunks and keep the slabs for the next episode."""
+
+    def close(self) -> None:
+        """Release everything."""

@@ -1,0 +1,45 @@
+"""How bytes move between a device and the host: at once, or on a side stream that is waited for before a read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Copies(Protocol):
+    """Runs copies, perhaps later; `wait` returns when all of them are done."""
+
+    def run(self, copy: Callable[[], None], source: Tensor) -> None:
+        """Start `copy`, which reads `source`; the source stays valid until it is done."""
+
+    def wait(self) -> None: ...
+
+
+class InlineCopies:
+    """Copies are done when `run` returns."""
+
+    def run(self, copy: Callable[[], None], source: Tensor) -> None:
+        copy()
+
+    def wait(self) -> None:
+        return None
+
+
+class StreamCopies:
+    """Copies run on a CUDA stream of their own, behind the work queued when they start."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def run(self, copy: Callable[[], None], source: Tensor) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            copy()
+        source.record_stream(self._stream)
+
+    def wait(self) -> None:
+        self._stream.synchronize()

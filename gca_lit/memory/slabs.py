@@ -1,0 +1,80 @@
+"""Growing storage of chunk K/V in slabs of fixed size: written at the end, read by number, never moved."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class ChunkSlabs:
+    """Chunks of equal shape, kept in slabs that hold a power-of-two number of them.
+
+    One chunk of one batch row is one contiguous row of a slab: K, then V, [2, C, J, D]. Growing by whole slabs copies
+    nothing, and a pinned slab wastes little, for torch rounds pinned allocations up to a power of two bytes.
+
+    Args:
+        like: K of some chunks [B, n, C, J, D]: batch size, shape and dtype of everything to come.
+        device: where the slabs live.
+        slab_bytes: upper bound of the size of a slab (one chunk at least).
+        pin: page-lock the slabs, for asynchronous copies.
+    """
+
+    def __init__(self, like: Tensor, device: torch.device, slab_bytes: int, pin: bool = False) -> None:
+        self.signature = _signature(like)
+        self.batch_size, self.shape, self.dtype = like.shape[0], tuple(like.shape[2:]), like.dtype
+        self.width = 2 * like.shape[2:].numel()
+        chunks = max(1, slab_bytes // (self.width * self.dtype.itemsize))
+        self.rows_per_slab = 1 << (chunks.bit_length() - 1)
+        self.device, self.pin = device, pin
+        self.slabs: list[Tensor] = []
+        self.rows = 0
+
+    def fits(self, k: Tensor) -> bool:
+        """Whether chunks like `k` can go on where these slabs stand."""
+        return self.signature == _signature(k)
+
+    def pack(self, k: Tensor, v: Tensor) -> Tensor:
+        """K and V [B, n, C, J, D] -> slab rows [n * B, width] on the same device, in the order of their numbers."""
+        return torch.stack((k.detach(), v.detach()), 2).transpose(0, 1).reshape(-1, self.width)
+
+    def unpack(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Slab rows [B * U, width] -> K and V [B, U, C, J, D]."""
+        both = rows.view(self.batch_size, -1, 2, *self.shape)
+        return both[:, :, 0], both[:, :, 1]
+
+    def append(self, rows: Tensor) -> None:
+        """Copy packed rows behind the last one; asynchronously when the slabs are pinned."""
+        while len(rows):
+            slab, at = divmod(self.rows, self.rows_per_slab)
+            if slab == len(self.slabs):
+                shape = (self.rows_per_slab, self.width)
+                self.slabs.append(torch.empty(shape, dtype=self.dtype, device=self.device, pin_memory=self.pin))
+            n = min(len(rows), self.rows_per_slab - at)
+            self.slabs[slab][at : at + n].copy_(rows[:n], non_blocking=self.pin)
+            self.rows += n
+            rows = rows[n:]
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """Rows [B * U, width] of chunks `ids` int64 [B, U], on the slabs' device (and pinned like them)."""
+        ids = ids.to(self.device)
+        row = (ids * self.batch_size + torch.arange(self.batch_size, device=self.device)[:, None]).flatten()
+        if len(row) and not 0 <= int(row.min()) <= int(row.max()) < self.rows:
+            raise IndexError(f"chunk numbers must lie in [0, {self.rows // self.batch_size}), got {ids.tolist()}")
+        out = torch.empty((len(row), self.width), dtype=self.dtype, device=self.device, pin_memory=self.pin)
+        if len(self.slabs) == 1:
+            return torch.index_select(self.slabs[0], 0, row, out=out)
+        slab, at = row // self.rows_per_slab, row % self.rows_per_slab
+        for number in slab.unique().tolist():
+            where = (slab == number).nonzero().flatten()
+            out.index_copy_(0, where, self.slabs[number].index_select(0, at[where]))
+        return out
+
+    def nbytes(self) -> int:
+        return len(self.slabs) * self.rows_per_slab * self.width * self.dtype.itemsize
+
+    def reset(self) -> None:
+        self.rows = 0
+
+
+def _signature(k: Tensor) -> tuple[object, ...]:
+    return k.shape[0], tuple(k.shape[2:]), k.dtype, k.device

@@ -1,0 +1,186 @@
+"""The causal decoder: one forward for training, segmented prefill and token-by-token decoding, for every backend."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gca_lit.attention.base import AttentionBackend, Dims, RetrievalBackend
+from gca_lit.layers import Init, RMSNorm, initialize
+from gca_lit.memory import ChunkMemory, ChunkStore, Selection
+from gca_lit.model.block import Block, row_view, run_blocks
+from gca_lit.model.chunks import ChunkEncoder, Layout
+from gca_lit.model.state import ModelState
+from gca_lit.model.upper import Documents, UpperHalf
+
+Read = Literal["all", "last", "none"] | slice
+KVType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class DecoderConfig(Dims):
+    """Size and shape of the decoder; the defaults are the paper's size.
+
+    Args:
+        layers: decoder layers.
+        mlp_width: hidden width of the SwiGLU MLPs.
+        tie_embeddings: use the token embedding as the output head.
+        init: "normal" (std 0.02, the paper) or "fan_in" (0.5 / sqrt(fan in), embeddings 0.5, logits / sqrt(M)).
+        gradient_checkpointing: recompute each layer in the backward pass.
+        kv_dtype: type in which chunk K/V are kept and read; null for the type they are computed in.
+    """
+
+    layers: int = 12
+    mlp_width: int = 2048
+    tie_embeddings: bool = True
+    init: Init = "normal"
+    gradient_checkpointing: bool = False
+    kv_dtype: KVType | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("layers", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one forward gives.
+
+    hidden: [B, n, M] of the text tokens that were read.
+    selections: of each retrieval group; entry j of Q serves chunk `first_chunk` + j.
+    first_chunk: chunk number of the selections' first entry.
+    state: for the next segment; the state that was passed in must not be used again.
+    """
+
+    hidden: Tensor
+    selections: tuple[Selection, ...]
+    first_chunk: int
+    state: ModelState
+
+
+class Decoder(nn.Module):
+    """Embedding, layers as the backend plans them, final norm and head.
+
+    With a retrieval backend the layers that retrieve form the upper half, behind the chunk encoder. Without one all
+    layers are lower layers.
+    """
+
+    def __init__(self, config: DecoderConfig, attention: AttentionBackend, vocab_size: int) -> None:
+        super().__init__()
+        if vocab_size < 1:
+            raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
+        self.config, self.attention, self.vocab_size = config, attention, vocab_size
+        plan = attention.plan(config.layers)
+        blocks = [Block(attention.mixer(config, p), config.width, config.mlp_width) for p in plan]
+        lower = sum(p.group is None for p in plan)
+        self.embed = nn.Embedding(vocab_size, config.width)
+        self.lower = nn.ModuleList(blocks[:lower])
+        self.landmark: nn.Parameter | None = None
+        self.upper: UpperHalf | None = None
+        if isinstance(attention, RetrievalBackend):
+            kv_dtype = None if config.kv_dtype is None else getattr(torch, config.kv_dtype)
+            key = attention.landmark_key(config)
+            encoder = ChunkEncoder(config, config.mlp_width, attention.encoder_layers, key, kv_dtype)
+            self.landmark = nn.Parameter(torch.empty(config.width))
+            self.upper = UpperHalf(
+                config, attention, blocks[lower:], plan[lower:], encoder, config.gradient_checkpointing
+            )
+        self.norm = RMSNorm(config.width)
+        self.head = nn.Linear(config.width, vocab_size, bias=False)
+        self.logit_scale = 1.0 if config.init == "normal" else 1 / math.sqrt(config.width)
+        initialize(self, config.init)
+        if self.landmark is not None:
+            nn.init.normal_(self.landmark, std=0.02 if config.init == "normal" else 0.5)
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+
+    def new_state(self, batch_size: int, store: ChunkStore | None) -> ModelState:
+        """The state of inputs that have not begun. `store` is emptied; without one no chunk is kept."""
+        like = self.embed.weight.detach()
+        nothing = like.new_empty(batch_size, 0, self.config.width)
+        memory = None
+        if store is not None and self.upper is not None:
+            store.reset()
+            memory = ChunkMemory(store)
+        return ModelState(
+            position=0,
+            lower=tuple(block.mixer.empty_past(batch_size, like) for block in self.lower),  # type: ignore[union-attr, operator]
+            upper=() if self.upper is None else self.upper.empty_pasts(batch_size, like),
+            pending=nothing,
+            deferred=nothing,
+            selections=() if self.upper is None else self.upper.no_selections(batch_size, like),
+            memory=memory,
+        )
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        read: Read = "all",
+        documents: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Step:
+        """Run the next segment of a batch of inputs.
+
+        Args:
+            tokens: int64 [B, T], the text tokens that follow `state`.
+            state: what the segments before left; None for a whole input of which nothing is kept (training).
+            read: text tokens of the segment whose hidden states are wanted. With less than "all", the upper layers run
+                only as far back as the tokens read can see.
+            documents: document number of each token, int64 [B, T]: window and retrieval stop at document ends. Only
+                for whole inputs.
+            noise: a number of each row, int64 [B], that seeds the retrieval noise; used in training mode only.
+
+        Raises:
+            ValueError: tokens of a wrong shape, documents together with a state, or a state that keeps no chunks.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] == 0:
+            raise ValueError(f"tokens must be [B, T] with at least one token, got shape {tuple(tokens.shape)}")
+        if state is None:
+            state = self.new_state(len(tokens), None)
+        elif documents is not None:
+            raise ValueError("documents can only be given for a whole input, without a state")
+        elif self.upper is not None and state.memory is None:
+            raise ValueError("the state keeps no chunks: make it with a store, new_state(batch_size, HostStore())")
+        layout = Layout(state.position, tokens.shape[1], self.attention.chunk_size)
+        wanted = _wanted(read, layout.tokens)
+
+        x = self.embed(tokens)
+        if self.landmark is not None:
+            x = layout.spread(x, self.landmark)
+        spans = None if documents is None else Documents(documents, layout.row_documents(documents))
+        view = row_view(layout.first_row, x, self.config, None if spans is None else spans.rows)
+        x, lower = run_blocks(self.lower, state.lower, x, view, self.config.gradient_checkpointing)
+        state = replace(state, position=state.position + layout.tokens, lower=lower)
+        if self.upper is None:
+            return Step(self.norm(x[:, slice(*wanted)]), (), 0, state)
+        hidden, selections, first_chunk, state = self.upper(
+            x, layout, state, wanted, spans, noise if self.training else None
+        )
+        return Step(self.norm(hidden), selections, first_chunk, state)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., M] -> [..., V]."""
+        return self.head(hidden) * self.logit_scale
+
+
+def _wanted(read: Read, tokens: int) -> tuple[int, int]:
+    """[first, last) of the text tokens that `read` names."""
+    if read == "all":
+        return 0, tokens
+    if read == "last":
+        return tokens - 1, tokens
+    if read == "none":
+        return 0, 0
+    if not isinstance(read, slice):
+        raise ValueError(f'read must be "all", "last", "none" or a slice, got {read!r}')
+    first, last, step = read.indices(tokens)
+    if step != 1:
+        raise ValueError(f"read must be a slice without a step, got {read!r}")
+    return first, max(first, last)

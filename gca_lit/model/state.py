@@ -1,0 +1,44 @@
+"""What one segment hands to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gca_lit.attention.base import Past
+from gca_lit.memory import ChunkMemory, Selection
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """The past of a batch of inputs that advance together. A plain value: a step takes one and returns another.
+
+    position: text tokens consumed.
+    lower, upper: the past of each layer below and above the chunk encoder.
+    pending: lower hidden states of the rows of the incomplete chunk, [B, < C + 1, M].
+    deferred: lower hidden states of the last rows that the upper layers have not run on yet, [B, n, M].
+    selections: of each retrieval group, the one that serves the next row of the upper layers, [B, 1, K].
+    memory: landmarks and chunk K/V of all whole chunks; None where nothing is kept (training, or no chunks).
+    """
+
+    position: int
+    lower: tuple[Past, ...]
+    upper: tuple[Past, ...]
+    pending: Tensor
+    deferred: Tensor
+    selections: tuple[Selection, ...]
+    memory: ChunkMemory | None
+
+    def bytes(self) -> dict[str, int]:
+        """Bytes held in each tier, "device", "host" and "disk": chunk K/V, landmarks and window K/V."""
+        held = {"device": 0, "host": 0, "disk": 0} if self.memory is None else self.memory.bytes()
+        held["device"] += _nbytes((self.lower, self.upper, self.pending, self.deferred))
+        return held
+
+
+def _nbytes(past: Any) -> int:
+    if isinstance(past, Tensor):
+        return past.nbytes
+    return sum(_nbytes(part) for part in past) if isinstance(past, tuple | list) else 0

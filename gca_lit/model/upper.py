@@ -1,0 +1,203 @@
+"""The upper half of a retrieval decoder: encode chunks, and per group select chunks and run the layers that read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from gca_lit.attention.base import Dims, LayerPlan, Past, RetrievalBackend
+from gca_lit.memory import Selection
+from gca_lit.model.block import Block, row_view, run_blocks
+from gca_lit.model.chunks import ChunkEncoder, EncodedChunks, Layout
+from gca_lit.model.retrieval import Noise, select
+from gca_lit.model.state import ModelState
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Document numbers of a whole input: of each text token [B, T] and of each row [B, R]."""
+
+    tokens: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows that the upper layers run: [begin, stop) of the rows at hand, which start at global row `origin`."""
+
+    begin: int
+    stop: int
+    origin: int
+
+    @property
+    def first_row(self) -> int:
+        return self.origin + self.begin
+
+    @property
+    def last_row(self) -> int:
+        """Global row behind the last one."""
+        return self.origin + self.stop
+
+
+class UpperHalf(nn.Module):
+    """Chunk encoder, retrievers and the layers of the retrieval groups.
+
+    Args:
+        dims: widths.
+        attention: the backend.
+        blocks: the upper layers, from bottom to top.
+        plan: their plans.
+        encoder: of chunks.
+        recompute: gradient checkpointing of the layers.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        attention: RetrievalBackend,
+        blocks: list[Block],
+        plan: tuple[LayerPlan, ...],
+        encoder: ChunkEncoder,
+        recompute: bool,
+    ) -> None:
+        super().__init__()
+        groups = sorted({p.group for p in plan if p.group is not None})
+        self.dims, self.recompute = dims, recompute
+        self.top_k, self.noisy = attention.top_k, attention.noise == "gumbel"
+        self.shift = int(attention.landmark_reads == "own")
+        self.encoder = encoder
+        self.retrievers = nn.ModuleList(attention.retriever(dims) for _ in groups)
+        self.groups = nn.ModuleList(
+            nn.ModuleList(b for b, p in zip(blocks, plan, strict=True) if p.group == g) for g in groups
+        )
+        block = attention.chunk_size + 1
+        self.reach = sum(p.window or 0 for p in plan) + 2 * len(groups) * block
+        """Rows to run before a row that is read: the windows, and two blocks a group."""
+
+    def empty_pasts(self, batch_size: int, like: Tensor) -> tuple[Past, ...]:
+        return tuple(b.mixer.empty_past(batch_size, like) for group in self.groups for b in group)  # type: ignore[union-attr, operator]
+
+    def no_selections(self, batch_size: int, like: Tensor) -> tuple[Selection, ...]:
+        """Of each group: every slot empty."""
+        shape = (batch_size, 1, self.top_k)
+        empty = Selection(torch.full(shape, -1, device=like.device), like.new_zeros(shape))
+        return (empty,) * len(self.groups)
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        state: ModelState,
+        wanted: tuple[int, int],
+        documents: Documents | None,
+        noise: Tensor | None,
+    ) -> tuple[Tensor, tuple[Selection, ...], int, ModelState]:
+        """Run on the rows that are read, and keep what later segments need.
+
+        Args:
+            x: lower hidden states of the segment's rows, [B, R, M].
+            layout: of the segment.
+            state: what the segments before left.
+            wanted: [first, last) text tokens of the segment that are read.
+            documents: of a whole input, or None.
+            noise: int64 [B], seeds of the selection noise, or None.
+
+        Returns:
+            hidden states of the wanted tokens [B, n, M], the selections of each group, the chunk that their first
+            entry serves, the new state.
+        """
+        own, pending = self._encode(x, layout, state.pending)
+        at_hand = torch.cat((state.deferred.to(x.dtype), x), 1)
+        span = self._span(layout, state.deferred.shape[1], at_hand.shape[1], wanted)
+        if span.begin > 0:
+            pasts, carried = self.empty_pasts(len(x), x), self.no_selections(len(x), x)
+        else:
+            pasts, carried = state.upper, state.selections
+        selections: tuple[Selection, ...] = ()
+        rows = at_hand[:, span.begin : span.stop]
+        if span.stop > span.begin:
+            rows, pasts, selections = self._run(rows, span, layout, own, state, pasts, carried, documents, noise)
+            carried = tuple(Selection(s.ids[:, -1:], s.weights[:, -1:]) for s in selections)
+        if state.memory is not None:
+            state.memory.append(own.landmarks, own.table)
+        state = replace(
+            state, upper=pasts, pending=pending, deferred=at_hand[:, span.stop :].clone(), selections=carried
+        )
+        text = layout.text_rows(x.device)[slice(*wanted)] + (layout.first_row - span.first_row)
+        return rows[:, text], selections, span.first_row // layout.block, state
+
+    def _encode(self, x: Tensor, layout: Layout, pending: Tensor) -> tuple[EncodedChunks, Tensor]:
+        rows = torch.cat((pending.to(x.dtype), x), 1)
+        whole = layout.chunks * layout.block
+        blocks = rows[:, :whole].unflatten(1, (layout.chunks, layout.block))
+        return self.encoder(blocks), rows[:, whole:].clone()
+
+    def _span(self, layout: Layout, deferred: int, rows: int, wanted: tuple[int, int]) -> Span:
+        origin = layout.first_row - deferred
+        first, last = wanted
+        if first == last:
+            keep = max(0, rows - self.reach)
+            return Span(keep, keep, origin)
+        begin = max(0, layout.row_of(first) - origin - self.reach)
+        return Span(begin, layout.row_of(last - 1) + 1 - origin, origin)
+
+    def _run(
+        self,
+        x: Tensor,
+        span: Span,
+        layout: Layout,
+        own: EncodedChunks,
+        state: ModelState,
+        pasts: tuple[Past, ...],
+        carried: tuple[Selection, ...],
+        documents: Documents | None,
+        noise: Tensor | None,
+    ) -> tuple[Tensor, tuple[Past, ...], tuple[Selection, ...]]:
+        """All groups over the rows x [B, R', M] of `span`."""
+        S, memory = layout.block, state.memory
+        chunk = span.first_row // S
+        ends = torch.arange(chunk + 1, span.last_row // S + 1, device=x.device) * S - 1 - span.first_row
+        old = None if memory is None else memory.landmarks()
+        keys = [own.landmarks] if old is None else [old, own.landmarks]
+        view = row_view(span.first_row, x, self.dims, None)
+        seen = None
+        if documents is not None:
+            at_landmark = documents.rows[:, span.begin : span.stop][:, ends]
+            seen = at_landmark, documents.tokens[:, :: S - 1][:, : layout.chunks]
+            view = replace(
+                view,
+                documents=documents.rows[:, span.begin : span.stop],
+                served=self._served(documents.rows[:, span.begin : span.stop], at_landmark, span, S),
+            )
+        selections, new_pasts = [], []
+        for g, (retriever, blocks) in enumerate(zip(self.retrievers, self.groups, strict=True)):
+            randomness = None if noise is None or not self.noisy else Noise(noise, g)
+            made = select(retriever(x[:, ends]), keys, chunk, self.top_k, randomness, seen)
+            selection = Selection(
+                torch.cat((carried[g].ids, made.ids), 1),
+                torch.cat((carried[g].weights.to(made.weights.dtype), made.weights), 1),
+            )
+            table, slots = (own.table, selection) if memory is None else memory.table(selection, own.table)
+            skip = (span.first_row + self.shift) // S - chunk
+            group_view = replace(
+                view,
+                table=table,
+                selection=Selection(slots.ids[:, skip:], slots.weights[:, skip:]),
+                block=S,
+                start=(span.first_row + self.shift) % S,
+            )
+            mine = pasts[len(new_pasts) : len(new_pasts) + len(blocks)]  # type: ignore[arg-type]
+            x, new = run_blocks(blocks, mine, x, group_view, self.recompute)  # type: ignore[arg-type]
+            new_pasts.extend(new)
+            selections.append(selection)
+        return x, tuple(new_pasts), tuple(selections)
+
+    def _served(self, row_documents: Tensor, at_landmark: Tensor, span: Span, S: int) -> Tensor:
+        """Whether each row is of the document of the landmark that made its selection, [B, R']."""
+        chunk = span.first_row // S
+        row = torch.arange(span.first_row, span.last_row, device=row_documents.device)
+        entry = (row + self.shift) // S - chunk
+        none = torch.full_like(row_documents[:, :1], -1)
+        return torch.cat((none, at_landmark), 1)[:, entry] == row_documents

@@ -1,0 +1,196 @@
+"""The LightningModule: steps, loss, optimizer, and the network protocol for callbacks and generation."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from gca_lit.architecture import architecture, refuse_other_architecture
+from gca_lit.attention.base import AttentionBackend
+from gca_lit.memory import ChunkStore, HostStore
+from gca_lit.model import Decoder, DecoderConfig, ModelState, Read, RowLoss, Step, chunked_cross_entropy
+from gca_lit.schedule import Schedule
+from gca_lit.scoring import predictions
+
+_PAPER_SIZE = DecoderConfig()
+_COSINE = Schedule()
+_ADAMW: OptimizerCallable = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
+
+
+class CausalLM(LightningModule):
+    """A causal language model over an attention backend.
+
+    Args:
+        attention: the backend; any subclass of AttentionBackend by class_path.
+        vocab_size: token ids of the tokenizer; linked from the data.
+        decoder: size and shape.
+        optimizer: makes the optimizer from parameter groups; norms and other vectors get no weight decay.
+        schedule: of the learning rate.
+        store: where chunk K/V go while predicting; null is a HostStore.
+        predict_segment: text tokens of one forward while predicting.
+    """
+
+    def __init__(
+        self,
+        attention: AttentionBackend,
+        vocab_size: int,
+        decoder: DecoderConfig = _PAPER_SIZE,
+        optimizer: OptimizerCallable = _ADAMW,
+        schedule: Schedule = _COSINE,
+        store: ChunkStore | None = None,
+        predict_segment: int = 16_384,
+    ) -> None:
+        super().__init__()
+        if predict_segment < 1:
+            raise ValueError(f"predict_segment must be at least 1 token, got {predict_segment}")
+        attention.plan(decoder.layers)
+        self.attention, self.config, self.vocab_size = attention, decoder, vocab_size
+        self.optimizer, self.schedule = optimizer, schedule
+        self.store: ChunkStore = HostStore() if store is None else store
+        self.predict_segment = predict_segment
+        self.train_length = 0
+        """The longest row, in text tokens, that the weights were trained on; kept in checkpoints."""
+        self.network: Decoder | None = None
+        self.val_nll = MeanMetric()
+        self._answers: dict[int, Tensor] = {}
+
+    def configure_model(self) -> None:
+        if self.network is None:
+            self.network = Decoder(self.config, self.attention, self.vocab_size)
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.is_global_zero:
+            about = self.describe()
+            rank_zero_info(
+                f"{about['backend']}: {about['params']:,} parameters, {about['kv_bytes_per_token']:,} bytes of K/V per "
+                f"token; " + ", ".join(f"{k} {v}" for k, v in vars(self.attention).items() if v is not None)
+            )
+
+    # --- the network protocol: all of it enters through the network's forward ---
+
+    @property
+    def chunk_size(self) -> int | None:
+        return self.attention.chunk_size
+
+    @property
+    def max_length(self) -> int | None:
+        return self.attention.max_length
+
+    def new_state(self, batch_size: int, store: ChunkStore | None) -> ModelState:
+        return self._decoder.new_state(batch_size, store)
+
+    def step(self, tokens: Tensor, state: ModelState, read: Read = "all") -> Step:
+        return self._decoder(tokens, state, read)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self._decoder.logits(hidden)
+
+    def kv_bytes(self, length: int, batch_size: int) -> dict[str, int]:
+        """Bytes of K/V for inputs of `length` tokens: "store" in a chunk store, "state" beside it."""
+        one = self.attention.kv_bytes(self.config, self.config.layers, length, self._kv_itemsize())
+        return {tier: batch_size * size for tier, size in one.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """What results say about the model: backend, window, k, chunk_size, params, kv_bytes_per_token."""
+        far = 1 << 24
+        growth = [sum(self.kv_bytes(length, 1).values()) for length in (far, 2 * far)]
+        params = sum(p.numel() for p in self._decoder.parameters())
+        per_token = round((growth[1] - growth[0]) / far)
+        return self.attention.describe() | {"params": params, "kv_bytes_per_token": per_token}
+
+    def take_answer_counts(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of each task, (tokens predicted right, tokens scored) in training rows since the last call."""
+        names = self.trainer.datamodule.task_names  # type: ignore[attr-defined]
+        taken = {names[task]: (pair[0], pair[1]) for task, pair in self._answers.items() if task >= 0}
+        self._answers = {}
+        return taken
+
+    # --- Lightning ---
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self._loss(batch, noise=batch.rows)
+        self.train_length = max(self.train_length, batch.tokens.shape[1])
+        self._count_answers(batch.task, loss)
+        mean = loss.mean()
+        self.log("train_loss", mean, prog_bar=True)
+        self.log("train_accuracy", loss.correct.sum() / loss.count.sum().clamp(min=1), prog_bar=True)
+        self.log("train_length", float(batch.tokens.shape[1]), prog_bar=True)
+        return mean
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        loss = self._loss(batch)
+        self.val_nll.update(loss.nll.sum() / loss.count.sum().clamp(min=1), loss.count.sum())
+
+    def on_validation_epoch_end(self) -> None:
+        nll = self.val_nll.compute()
+        self.log_dict({"val_loss": nll, "val_perplexity": nll.exp()}, prog_bar=True)
+        self.val_nll.reset()
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        nll = self.val_nll.compute()
+        self.log_dict({"test_loss": nll, "test_perplexity": nll.exp()})
+        self.val_nll.reset()
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
+        decode = self.trainer.datamodule.tokenizer.decode  # type: ignore[attr-defined]
+        return predictions(self, batch, self.predict_segment, self.store, decode)
+
+    def configure_optimizers(self) -> Any:
+        named = list(self._decoder.named_parameters())
+        groups = [
+            {"params": [p for _, p in named if p.ndim >= 2]},
+            {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = self.optimizer(groups)  # type: ignore[arg-type]
+        max_steps = self.trainer.max_steps
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(self.schedule.factor, max_steps=max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["gca_lit"] = {
+            "train_length": self.train_length,
+            "architecture": architecture(self.attention, self.config, self.vocab_size),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("gca_lit")
+        if saved is None:
+            raise ValueError("this checkpoint was not made by gca_lit: it has no record of its architecture")
+        refuse_other_architecture(saved["architecture"], architecture(self.attention, self.config, self.vocab_size))
+        self.train_length = saved["train_length"]
+
+    # --- helpers ---
+
+    @property
+    def _decoder(self) -> Decoder:
+        if self.network is None:
+            self.configure_model()
+        assert self.network is not None
+        return self.network
+
+    def _loss(self, batch: Any, noise: Tensor | None = None) -> RowLoss:
+        hidden = self._decoder(batch.tokens, documents=batch.documents, noise=noise).hidden
+        return chunked_cross_entropy(self.logits, hidden, batch.targets)
+
+    def _count_answers(self, task: Tensor, loss: RowLoss) -> None:
+        """Add up per task, without waiting for the device."""
+        for number in range(len(self.trainer.datamodule.task_names)):  # type: ignore[attr-defined]
+            mine = task == number
+            pair = torch.stack(((loss.correct * mine).sum(), (loss.count * mine).sum()))
+            self._answers[number] = self._answers.get(number, 0) + pair
+
+    def _kv_itemsize(self) -> int:
+        if self.config.kv_dtype is not None:
+            return getattr(torch, self.config.kv_dtype).itemsize
+        half = self._trainer is not None and str(self.trainer.precision) in ("bf16-mixed", "16-mixed")
+        return 2 if half else self._decoder.embed.weight.dtype.itemsize

@@ -1,0 +1,62 @@
+"""Grouped cross attention in plain torch: the definition that every other implementation is compared with.
+
+Letters: B batch, R rows, Q query chunks, S rows of a query chunk, K slots, C rows of a table chunk,
+H query heads, J key/value heads, G = H / J, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gca_attention(
+    q: Tensor,
+    chunk_k: Tensor,
+    chunk_v: Tensor,
+    chunk_ids: Tensor,
+    chunk_weights: Tensor,
+    block: int,
+    start: int,
+    scale: float,
+    softmax_offset: float,
+) -> Tensor:
+    """See `gca_kernels.gca.api.gca_attention`; differentiable in q, chunk_k, chunk_v and chunk_weights."""
+    B, R, H, D = q.shape
+    if chunk_k.shape[1] == 0:  # an empty table reads as one chunk that nobody selects
+        chunk_k, chunk_v = (F.pad(table, (0, 0) * 3 + (0, 1)) for table in (chunk_k, chunk_v))
+    J = chunk_k.shape[3]
+    Q, K = -(-(start + R) // block), chunk_ids.shape[-1]
+    ids, weights = chunk_ids[:, :Q], chunk_weights[:, :Q]
+    filled = ids >= 0
+    entry = ids.clamp(min=0)
+
+    q_blocks = F.pad(q, (0, 0, 0, 0, start, Q * block - start - R)).view(B, Q, block, J, H // J, D)
+    q_rows = q_blocks.permute(0, 1, 3, 4, 2, 5).reshape(B, Q, J, -1, D)  # [B, Q, J, G*S, D]
+    k = _gather(chunk_k, entry)  # [B, Q, J, K*C, D]
+    v = _gather(chunk_v, entry)
+
+    scores = (q_rows @ k.transpose(-1, -2) * scale).unflatten(-1, (K, -1))
+    weight = torch.where(filled, weights, 0.0)[:, :, None, None, :, None]
+    probs = (weight * _softmax(scores, softmax_offset)).to(v.dtype).flatten(-2)
+    out = (probs @ v).view(B, Q, J, H // J, block, D).permute(0, 1, 4, 2, 3, 5)
+    return out.reshape(B, Q * block, H, D)[:, start : start + R]
+
+
+def _gather(table: Tensor, entry: Tensor) -> Tensor:
+    B, N, C, J, D = table.shape
+    _, Q, K = entry.shape
+    offset = torch.arange(B, device=entry.device)[:, None, None] * N
+    picked = table.reshape(B * N, C * J * D).index_select(0, (entry + offset).flatten())
+    return picked.view(B, Q, K * C, J, D).transpose(2, 3)
+
+
+def _softmax(scores: Tensor, offset: float) -> Tensor:
+    """exp(s) / (offset + sum exp(s)) over the last axis, at least in fp32."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if offset == 0.0:
+        return scores.softmax(-1)
+    top = scores.detach().amax(-1, keepdim=True).clamp(min=0.0)
+    e = (scores - top).exp()
+    return e / (e.sum(-1, keepdim=True) + offset * (-top).exp())

@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gca_lit.data import prepare as module
+from gca_lit.data.prepare import main, prepare
+from gca_lit.data.shards import ShardReader
+from gca_lit.data.tokenizers import ByteTokenizer
+
+TEXTS = [f"Document {i}: \u00e9t\u00e9\n" * (i + 1) for i in range(12)]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> list[str]:
+    (tmp_path / "a.txt").write_text(TEXTS[0])
+    (tmp_path / "b.txt").write_text(TEXTS[1])
+    lines = "\n".join(json.dumps({"id": i, "text": text}) for i, text in enumerate(TEXTS[2:8])) + "\n\n"
+    (tmp_path / "c.jsonl").write_text(lines)
+    pq.write_table(pa.table({"text": TEXTS[8:]}), tmp_path / "d.parquet", row_group_size=3)
+    return [str(tmp_path / "*.txt"), str(tmp_path / "c.jsonl"), str(tmp_path / "d.parquet")]
+
+
+def texts_of(directory: Path) -> list[str]:
+    reader = ShardReader(directory)
+    ids = [reader.tokens(start, stop).tolist() for start, stop in zip(*reader.documents, strict=True)]
+    assert all(document[-1] == 256 for document in ids)
+    return [ByteTokenizer().decode(document) for document in ids]
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_all_kinds_any_workers(inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART_BYTES", 64)
+    said = prepare(inputs, str(tmp_path / "one"), shard_tokens=500)
+    assert "12 documents" in said and texts_of(tmp_path / "one") == TEXTS
+    prepare(inputs, str(tmp_path / "two"), shard_tokens=500, workers=2)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_second_run_does_nothing(inputs: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    prepare(inputs, str(output))
+    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert prepare(inputs, str(output)) == f"{output} is up to date"
+    assert before == {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    with pytest.raises(ValueError, match="shards of other inputs"):
+        prepare(inputs[:1], str(output))
+
+
+def test_other_tokenizer_in_output(inputs: list[str], tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    prepare(inputs, str(tmp_path / "out"))
+    Tokenizer(models.WordLevel({"</s>": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"holds shards of tokenizer byte, not of .*tokenizer\.json"):
+        prepare(inputs, str(tmp_path / "out"), tokenizer=str(tmp_path / "tokenizer.json"))
+
+
+@pytest.mark.parametrize(
+    "name, bad, message",
+    [
+        ("x.txt", b"", "is empty"),
+        ("x.txt", b"abc\0def", "a NUL byte at byte 3"),
+        ("x.txt", b"a" * 2_000_000 + b"\xff", "is not UTF-8: .* at byte 2000000"),
+        ("x.txt", b"a" * ((1 << 20) - 1) + "é".encode()[:1], "is not UTF-8: .* at byte 1048575"),
+        ("x.txt", b"a" * ((1 << 20) - 1) + b"\xc3(", "is not UTF-8: .* at byte 1048575"),
+        ("x.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line at byte 14: no field 'text'"),
+        ("x.jsonl", b'{"text": "a"}\n{"text"\n', "line at byte 14: not valid JSON"),
+        ("x.jsonl", b'{"text": 3}\n', "'text' holds int, not text"),
+        ("x.jsonl", b'{"text": "\\ud800"}\n', "not valid Unicode"),
+        ("x.jsonl", b"\n\n", "there is no document"),
+        ("x.parquet", b"PAR1 no", "is not a Parquet file"),
+        ("x.csv", b"a,b", r"none of \.txt, \.jsonl, \.parquet"),
+    ],
+)
+def test_bad_input_leaves_no_output(tmp_path: Path, name: str, bad: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(bad)
+    with pytest.raises(ValueError, match=message):
+        prepare([str(tmp_path / name)], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_column_and_null(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["a", None]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="no column 'text', only body"):
+        prepare([str(tmp_path / "x.parquet")], str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="row 1 of row group 0: 'body' holds NoneType"):
+        prepare([str(tmp_path / "x.parquet")], str(tmp_path / "out"), text_column="body")
+
+
+def test_command_line(tmp_path: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--input", *inputs, "--output", str(tmp_path / "out")])
+    assert "12 documents" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        main(["--input", str(tmp_path / "none*.txt"), "--output", str(tmp_path / "out")])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: no input matches {tmp_path}/none*.txt\n"
