@@ -64,8 +64,6 @@ class Layout:
 
     def spread(self, text: Tensor, landmark: Tensor) -> Tensor:
         """Rows [B, R, M] from the embedded text [B, T, M] with `landmark` [M] behind each completed chunk."""
-        if self.chunks == 0:
-            return text
         rows = landmark.expand(len(text), self.rows, -1).to(text.dtype)
         return rows.index_copy(1, self.text_rows(text.device), text)
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gca_lit.memory.base import Selection
@@ -109,14 +110,13 @@ def _weights(queries: Tensor, keys: Sequence[Tensor], ids: Tensor) -> Tensor:
 def _pick(keys: Sequence[Tensor], ids: Tensor) -> Tensor:
     """Keys of chunks `ids` [B, Q, K] -> [B, Q, K, M']."""
     batch = torch.arange(len(ids), device=ids.device)[:, None, None]
-    begin, picked = 0, None
-    for part in keys:
-        if part.shape[1] == 0:
-            continue
+    filled = [part for part in keys if part.shape[1]] or [F.pad(keys[-1], (0, 0, 0, 1))]
+    begin, picked = 0, torch.empty(0)
+    for part in filled:
         here = part[batch, (ids - begin).clamp(0, part.shape[1] - 1)]
-        picked = here if picked is None else torch.where((ids >= begin)[..., None], here, picked)
+        picked = here if begin == 0 else torch.where((ids >= begin)[..., None], here, picked)
         begin += part.shape[1]
-    return keys[0].new_zeros(*ids.shape, keys[0].shape[-1]) if picked is None else picked
+    return picked
 
 
 def _blocks(keys: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:

@@ -1,0 +1,119 @@
+"""What a person reads after a wrong command line or configuration: one sentence, with the nearest right name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, get_loader
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+
+from gca_lit.attention import AttentionBackend
+from gca_lit.memory import DeviceStore, HostStore
+from gca_lit.tasks import Task
+
+BASES = (AttentionBackend, Task, Optimizer, Callback, Logger)
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+_yaml = get_loader("yaml")
+
+
+class UsageError(Exception):
+    """A wrong command line or configuration; the message is for the person who gave it."""
+
+
+def explain(message: str, parser: ArgumentParser) -> str:
+    """A message of jsonargparse as one sentence."""
+    where = re.search(r'Parser key "([^"]+)"', message)
+    prefix = f"{where[1]}: " if where and where[1] != "config" else ""
+    if found := re.search(r"dot import path string: (\S+)|module '\S+' has no attribute '(\w+)'", message):
+        name = found[1] or found[2]
+        return f"{prefix}there is no class {name}" + _nearest(name, [c.__name__ for c in known_classes()])
+    if found := re.search(r"Problem with given class_path '(\S+)':\s*(.*)", message):
+        return f"{prefix}{found[1]} cannot be imported: {found[2]}"
+    if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
+        other = found[1].startswith("pytorch_lightning.")
+        hint = f"; use lightning.pytorch{found[1].removeprefix('pytorch_lightning')}" if other else ""
+        return f"{prefix}{found[1]} is not a subclass of {found[2]}{hint}"
+    if found := re.search(r"Option '([^']+)' is not accepted before subcommand '(\w+)'", message):
+        return f"put --config behind the subcommand: {found[2]} --config FILE"
+    if found := re.search(r"(?:ption '|unrecognized arguments: (?:--)?)([^\s'=]+)", message):
+        return f"there is no setting {found[1]}" + _nearest_setting(found[1], parser)
+    if found := re.search(r"(?:File does not exist|Path is not a file): '(.+)'", message):
+        return f"there is no file {_relative(found[1])}" + _nearest_file(found[1])
+    if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+        return f"there is no subcommand {found[1]}: choose from {found[2]}"
+    expected = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
+    if found := re.search(r"(?:Got|Given) value: (.*)", message):
+        return f"{prefix}expected {' or '.join(dict.fromkeys(map(_type, expected))) or 'another type'}, got {found[1]}"
+    return " ".join(message.split())
+
+
+def load_yaml(text: str) -> Any:
+    """Like jsonargparse's own loader, but two equal keys in a mapping are an error."""
+    if ":" in text:
+        _refuse_duplicates(yaml.compose(text, Loader=yaml.SafeLoader))
+    return _yaml(text)
+
+
+def known_classes() -> list[type]:
+    """Classes that have been imported and that a configuration can name."""
+    found: list[type] = [HostStore, DeviceStore]
+    bases: list[type] = list(BASES)
+    while bases:
+        subclasses = bases.pop().__subclasses__()
+        found += [c for c in subclasses if not inspect.isabstract(c) and not c.__name__.startswith("_")]
+        bases += subclasses
+    return found
+
+
+def _refuse_duplicates(node: yaml.Node | None) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_duplicates(item)
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"key {key.value!r} stands twice, again in line {key.start_mark.line + 1}")
+            seen.add(key.value)
+            _refuse_duplicates(value)
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> str:
+    matches = get_close_matches(name, list(candidates), n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def _nearest_setting(name: str, parser: ArgumentParser) -> str:
+    """Of a setting of the parser, or of any class that a configuration can name."""
+    top = {action.dest for action in parser._actions}
+    if hint := _nearest(re.sub(r"\.(class_path|init_args).*", "", name), top):
+        return hint
+    parts = {part for cls in known_classes() for part in inspect.signature(cls).parameters}
+    return _nearest(name.rpartition(".")[2], parts)
+
+
+def _nearest_file(name: str) -> str:
+    path = Path(name)
+    near = list(path.parent.glob("*")) if path.parent.is_dir() else []
+    files = {str(_relative(str(file))) for file in [*near, *CONFIGS.rglob("*.yaml")] if file.is_file()}
+    return _nearest(str(_relative(name)), files)
+
+
+def _relative(name: str) -> Path:
+    path = Path(name)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _type(written: str) -> str:
+    """<class 'int'> -> int, typing.Literal['a', 'b'] -> 'a', 'b'."""
+    found = re.search(r"Literal\[(.*)\]|<class '(?:\w+\.)*(\w+)'>", written)
+    return (found[1] or found[2]).replace("NoneType", "null") if found else written

@@ -1,0 +1,140 @@
+"""Every store gives back the bytes that were written, whatever the slabs held before and however late copies are."""
+
+import threading
+import time
+
+import pytest
+import torch
+from gca_lit.memory import ChunkMemory, ChunkTable, DeviceStore, HostStore, Selection
+from gca_lit.memory.slabs import ChunkSlabs
+
+STORES = [DeviceStore, HostStore]
+
+
+class LateCopies:
+    """Copies that run in a thread, some time after they were asked for."""
+
+    def __init__(self):
+        self.threads = []
+
+    def run(self, copy, source):
+        def late(before):
+            for thread in before:
+                thread.join()
+            time.sleep(0.02)
+            copy()
+
+        self.threads.append(threading.Thread(target=late, args=(list(self.threads),)))
+        self.threads[-1].start()
+
+    def wait(self):
+        for thread in self.threads:
+            thread.join()
+        self.threads = []
+
+
+@pytest.fixture(autouse=True)
+def slabs_begin_as_nan(monkeypatch):
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+
+
+def chunks(B, n, seed, dtype=torch.float32):
+    g = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(B, n, 3, 2, 4, generator=g).to(dtype) for _ in range(2))
+
+
+@pytest.mark.parametrize("make", STORES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("late", [False, True])
+def test_read_gives_the_bytes_written(make, dtype, late):
+    store = make()
+    if late and isinstance(store, HostStore):
+        store._copies = LateCopies()
+    for episode in range(2):
+        store.reset()
+        parts = [chunks(2, n, 10 * episode + n, dtype) for n in (1, 4, 0, 7)]
+        for k, v in parts:
+            store.write(k, v)
+        k, v = (torch.cat(all_parts, 1) for all_parts in zip(*parts, strict=True))
+        ids = torch.tensor([[0, 11, 3, 3], [5, 1, 0, 10]])
+        read_k, read_v = store.read(ids)
+        batch = torch.arange(2)[:, None]
+        assert torch.equal(read_k, k[batch, ids]) and torch.equal(read_v, v[batch, ids])
+    store.close()
+
+
+def test_many_slabs_and_powers_of_two():
+    k, v = chunks(2, 50, 0)
+    slabs = ChunkSlabs(k, torch.device("cpu"), slab_bytes=7 * 2 * 3 * 2 * 4 * 4)
+    assert slabs.rows_per_slab == 4
+    slabs.append(slabs.pack(k, v))
+    assert len(slabs.slabs) == 25 and slabs.nbytes() == 100 * 2 * 3 * 2 * 4 * 4
+    ids = torch.tensor([[49, 0, 17], [3, 3, 48]])
+    read_k, read_v = slabs.unpack(slabs.gather(ids))
+    batch = torch.arange(2)[:, None]
+    assert torch.equal(read_k, k[batch, ids]) and torch.equal(read_v, v[batch, ids])
+
+
+@pytest.mark.parametrize("make", STORES)
+def test_reset_keeps_the_slabs_and_close_frees_them(make):
+    store = make(slab_mib=1)
+    store.write(*chunks(2, 4, 0))
+    held = sum(store.bytes().values())
+    assert held > 0
+    store.reset()
+    assert sum(store.bytes().values()) == held
+    store.write(*chunks(3, 4, 0))
+    assert torch.equal(store.read(torch.zeros(3, 1, dtype=torch.long))[0], chunks(3, 4, 0)[0][:, :1])
+    store.close()
+    assert sum(store.bytes().values()) == 0
+
+
+@pytest.mark.parametrize("make", STORES)
+def test_misuse_is_named(make):
+    with pytest.raises(ValueError, match="slab_mib"):
+        make(slab_mib=0)
+    store = make()
+    with pytest.raises(RuntimeError, match="nothing has been written"):
+        store.read(torch.zeros(1, 1, dtype=torch.long))
+    store.write(*chunks(2, 4, 0))
+    with pytest.raises(ValueError, match="another batch size"):
+        store.write(*chunks(1, 4, 0))
+    with pytest.raises(IndexError, match=r"\[0, 4\)"):
+        store.read(torch.tensor([[4], [0]]))
+
+
+@pytest.mark.parametrize("make", STORES)
+def test_table_holds_each_old_chunk_once_and_all_own_ones(make):
+    memory = ChunkMemory(make())
+    old_k, old_v = chunks(2, 9, 0)
+    own_k, own_v = chunks(2, 3, 1)
+    memory.append(torch.zeros(2, 9, 5), ChunkTable(old_k, old_v))
+    ids = torch.tensor([[[7, 2, -1], [2, 9, 11]], [[-1, -1, -1], [10, 4, 4]]])
+    table, slots = memory.table(Selection(ids, torch.zeros(2, 2, 3)), ChunkTable(own_k, own_v))
+    assert table.k.shape[1] == 2 + 3
+    every_k = torch.cat((old_k, own_k), 1)
+    for b in range(2):
+        for place in ids[b].flatten().nonzero().flatten().tolist():
+            chunk, slot = int(ids[b].flatten()[place]), int(slots.ids[b].flatten()[place])
+            assert (slot == -1) == (chunk == -1)
+            if chunk >= 0:
+                assert torch.equal(table.k[b, slot], every_k[b, chunk])
+
+
+def test_table_without_old_chunks_is_the_own_one():
+    memory = ChunkMemory(HostStore())
+    own = ChunkTable(*chunks(2, 3, 1))
+    ids = torch.tensor([[[0, 2, -1]], [[1, 1, -1]]])
+    table, slots = memory.table(Selection(ids, torch.zeros(2, 1, 3)), own)
+    assert table is own and torch.equal(slots.ids, ids)
+
+
+def test_landmarks_grow_and_are_counted():
+    memory = ChunkMemory(HostStore())
+    parts = [torch.randn(2, n, 5) for n in (3, 0, 4, 9)]
+    for part in parts:
+        memory.append(part, ChunkTable(*chunks(2, part.shape[1], 1)))
+    assert memory.count == 16
+    assert torch.equal(memory.landmarks(), torch.cat(parts, 1))
+    assert memory.bytes()["device"] >= 2 * 16 * 5 * 4 and memory.bytes()["host"] > 0

@@ -1,0 +1,88 @@
+"""Selection: exact, deterministic, streamed; noise only chooses."""
+
+import pytest
+import torch
+from gca_lit.model import retrieval
+from gca_lit.model.retrieval import Noise, select
+
+
+def data(B=2, Q=6, N=9, width=8, seed=0, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(B, Q, width, generator=g, dtype=dtype), torch.randn(B, N, width, generator=g, dtype=dtype)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 1000])
+@pytest.mark.parametrize("parts", [(9,), (4, 5), (0, 9), (1, 0, 8)])
+def test_equals_a_full_sort(monkeypatch, at_once, parts):
+    monkeypatch.setattr(retrieval, "LANDMARKS_AT_ONCE", at_once)
+    queries, keys = data()
+    made = select(queries, keys.split(parts, 1), first=3, top_k=4)
+    scores = queries.float() @ keys.float().transpose(1, 2)
+    for b in range(2):
+        for q in range(6):
+            visible = scores[b, q, : 3 + q]
+            order = visible.sort(descending=True, stable=True).indices[:4]
+            assert made.ids[b, q, : len(order)].tolist() == order.tolist()
+            assert (made.ids[b, q, len(order) :] == -1).all()
+            exact = (keys[b, order] @ queries[b, q]).softmax(-1)
+            torch.testing.assert_close(made.weights[b, q, : len(order)], exact)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_exact_ties_go_to_the_lower_number(monkeypatch, at_once):
+    monkeypatch.setattr(retrieval, "LANDMARKS_AT_ONCE", at_once)
+    queries = torch.ones(1, 1, 4)
+    for value in (1.0, 0.0, -1.0):
+        keys = torch.full((1, 8, 4), value)
+        keys[:, 2] = -0.0 if value == 0 else value
+        assert select(queries, [keys], first=8, top_k=3).ids.tolist() == [[[0, 1, 2]]]
+
+
+def test_nothing_visible_has_weight_and_gradient_zero():
+    queries, keys = (x.requires_grad_() for x in data(Q=1))
+    made = select(queries, [keys], first=0, top_k=4)
+    assert (made.ids == -1).all() and (made.weights == 0).all()
+    made.weights.sum().backward()
+    assert queries.grad.isfinite().all() and keys.grad.isfinite().all()
+
+
+def test_gradient_reaches_query_and_chosen_keys_only():
+    queries, keys = (x.requires_grad_() for x in data(Q=1))
+    made = select(queries, [keys], first=9, top_k=3)
+    made.weights[..., 0].sum().backward()
+    touched = set(keys.grad.abs().sum(-1)[0].nonzero().flatten().tolist())
+    assert touched == set(made.ids[0, 0].tolist()) and queries.grad.abs().sum() > 0
+
+
+def test_noise_is_a_pure_function_and_does_not_enter_the_weights():
+    queries, keys = data(N=200, Q=1)
+    noise = Noise(torch.tensor([5, 6]), group=0)
+    first, again = (select(queries, [keys], 200, 8, noise) for _ in range(2))
+    assert torch.equal(first.ids, again.ids)
+    assert not torch.equal(first.ids, select(queries, [keys], 200, 8).ids)
+    assert not torch.equal(first.ids, select(queries, [keys], 200, 8, Noise(noise.rows, group=1)).ids)
+    exact = torch.stack([(keys[b, first.ids[b, 0]] @ queries[b, 0]).softmax(-1) for b in range(2)])
+    torch.testing.assert_close(first.weights[:, 0], exact)
+
+
+def test_noise_does_not_depend_on_blocks(monkeypatch):
+    queries, keys = data(N=50)
+    noise = Noise(torch.tensor([5, 6]), group=3)
+    whole = select(queries, [keys], 50, 8, noise).ids
+    monkeypatch.setattr(retrieval, "LANDMARKS_AT_ONCE", 7)
+    assert torch.equal(select(queries, [keys], 50, 8, noise).ids, whole)
+
+
+def test_noise_is_gumbel():
+    drawn = Noise(torch.arange(40), group=0)(torch.arange(50), torch.arange(50)).double()
+    assert drawn.mean() == pytest.approx(0.5772, abs=0.02)
+    assert drawn.var() == pytest.approx(1.6449, abs=0.05)
+    assert drawn.unique().numel() > 0.99 * drawn.numel()
+
+
+def test_documents_hide_the_chunks_of_others():
+    queries, keys = data(Q=2, N=6)
+    documents = (torch.tensor([[1, 1], [2, 3]]), torch.tensor([[0, 0, 1, 1, 1, 2], [0, 1, 2, 2, 3, 3]]))
+    ids = select(queries, [keys], 5, 6, documents=documents).ids
+    assert [sorted(i for i in row if i >= 0) for row in ids[0].tolist()] == [[2, 3, 4], [2, 3, 4]]
+    assert [sorted(i for i in row if i >= 0) for row in ids[1].tolist()] == [[2, 3], [4, 5]]
