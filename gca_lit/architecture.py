@@ -21,8 +21,12 @@ def architecture(attention: AttentionBackend, decoder: DecoderConfig, vocab_size
 
 
 def refuse_other_architecture(saved: dict[str, Any], running: dict[str, Any]) -> None:
-    """Raise ValueError with the differences when the two are not the same."""
-    nothing = "nothing"
+    """Raise ValueError with the differences when the two are not the same; of another backend only its name."""
+    nothing, backend = "nothing", "attention.backend"
+    if saved.get(backend) != running.get(backend):
+        saved, running = (
+            {k: v for k, v in one.items() if k == backend or not k.startswith("attention.")} for one in (saved, running)
+        )
     different = [
         f"{key}: {saved.get(key, nothing)} in the checkpoint, {running.get(key, nothing)} in this run"
         for key in sorted(saved.keys() | running.keys())

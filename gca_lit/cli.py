@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
-import zipfile
+import warnings
 from difflib import unified_diff
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from jsonargparse import set_loader
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_module
 
 from gca_lit.callbacks import LengthGeneralization, LengthGrowth, MemoryReport, PredictionWriter
 from gca_lit.data.datamodule import ArrowDataModule
@@ -35,8 +39,10 @@ def main(args: list[str] | None = None) -> None:
     What its writer can mend, before the first batch, ends with one line on stderr and exit code 2. The environment
     variable GCA_LIT_TRACEBACK=1 shows the traceback instead. Errors of a run that has begun keep theirs.
     """
-    set_loader("yaml", load_yaml)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
+    rank_zero_module.log.addFilter(_no_advertisement)
+    for noise in (".*LeafSpec.* is deprecated", "Couldn't infer the batch indices"):
+        warnings.filterwarnings("ignore", noise)
     begun = Begun()
     try:
         CLI(begun, args)
@@ -52,6 +58,12 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().parse_path(cfg_path, *args, **kwargs)
+        except UsageError as error:
+            raise UsageError(f"{cfg_path}: {error}") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
@@ -87,6 +99,9 @@ class CLI(LightningCLI):
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.add_lightning_class_args(LengthGeneralization, "length_generalization")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        adamw = inspect.signature(CausalLM).parameters["optimizer"].default  # a partial, which YAML cannot say
+        path = f"{adamw.func.__module__}.{adamw.func.__qualname__}"
+        parser.set_defaults({"model.optimizer": {"class_path": path, "init_args": dict(adamw.keywords)}})
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is; the module refuses a checkpoint of another architecture."""
@@ -95,7 +110,7 @@ class CLI(LightningCLI):
         path = self._get(self.config, "ckpt_path")
         if path is None and self.subcommand != "fit":
             raise UsageError(f"{self.subcommand} needs --ckpt_path: the path of a checkpoint, or last")
-        if path is not None and path not in WORDS and "://" not in path:
+        if path is not None and path.partition(":")[0] not in WORDS and "://" not in path:
             check_checkpoint(Path(path))
 
     def after_instantiate_classes(self) -> None:
@@ -156,13 +171,14 @@ class KeepConfig(SaveConfigCallback):
         if self.already_saved or not trainer.is_global_zero:
             return
         self.already_saved = True
+        name = f"config_{TrainerFn(stage).value}"
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         text = self.parser.dump(self.config, skip_none=False)
-        earlier = sorted(folder.glob(f"config_{stage}*.yaml"), key=lambda path: path.stat().st_mtime_ns)
+        earlier = sorted(folder.glob(f"{name}*.yaml"), key=lambda path: path.stat().st_mtime_ns)
         if any(path.read_text() == text for path in earlier):
             return
-        path = folder / (f"config_{stage}.{len(earlier)}.yaml" if earlier else f"config_{stage}.yaml")
+        path = folder / (f"{name}.{len(earlier)}.yaml" if earlier else f"{name}.yaml")
         path.write_text(text)
         if earlier:
             changes = unified_diff(earlier[-1].read_text().splitlines(), text.splitlines(), n=0, lineterm="")
@@ -177,6 +193,13 @@ def check_checkpoint(path: Path) -> None:
         hint = f": {path.parent} has {', '.join(file.name for file in near)}" if near else ""
         raise UsageError(f"there is no checkpoint {path}{hint}")
     if path.is_file():
-        saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True) if zipfile.is_zipfile(path) else {}
-        if "gca_lit" not in saved:
+        try:
+            ours = "gca_lit" in torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except (RuntimeError, UnpicklingError):
+            ours = False
+        if not ours:
             raise UsageError(f"{path} is not a checkpoint of gca_lit")
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage()

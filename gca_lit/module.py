@@ -151,7 +151,7 @@ class CausalLM(LightningModule):
             {"params": [p for _, p in named if p.ndim >= 2]},
             {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = self.optimizer(groups)  # type: ignore[arg-type]
+        optimizer = self.optimizer(groups)
         max_steps = self.trainer.max_steps
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(self.schedule.factor, max_steps=max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -31,28 +31,34 @@ class UsageError(Exception):
 
 def explain(message: str, parser: ArgumentParser) -> str:
     """A message of jsonargparse as one sentence."""
-    where = re.search(r'Parser key "([^"]+)"', message)
-    prefix = f"{where[1]}: " if where and where[1] != "config" else ""
+    keys = [key for key in re.findall(r'Parser key "([^"]+)"', message) if key != "config"]
+    prefix = f"{'.'.join(keys)}: " if keys else ""
     if found := re.search(r"dot import path string: (\S+)|module '\S+' has no attribute '(\w+)'", message):
         name = found[1] or found[2]
         return f"{prefix}there is no class {name}" + _nearest(name, [c.__name__ for c in known_classes()])
-    if found := re.search(r"Problem with given class_path '(\S+)':\s*(.*)", message):
-        return f"{prefix}{found[1]} cannot be imported: {found[2]}"
     if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
         other = found[1].startswith("pytorch_lightning.")
         hint = f"; use lightning.pytorch{found[1].removeprefix('pytorch_lightning')}" if other else ""
         return f"{prefix}{found[1]} is not a subclass of {found[2]}{hint}"
     if found := re.search(r"Option '([^']+)' is not accepted before subcommand '(\w+)'", message):
         return f"put --config behind the subcommand: {found[2]} --config FILE"
-    if found := re.search(r"(?:ption '|unrecognized arguments: (?:--)?)([^\s'=]+)", message):
-        return f"there is no setting {found[1]}" + _nearest_setting(found[1], parser)
+    if found := re.search(r"unrecognized arguments: (?!--)(\S+)", message):
+        return f"there is an argument too many: {found[1]}"
+    if found := re.search(r"(?:ption '|unrecognized arguments: --)([^\s'=]+)", message):
+        return f"{prefix}there is no setting {found[1]}" + _nearest_setting(found[1], parser)
     if found := re.search(r"(?:File does not exist|Path is not a file): '(.+)'", message):
         return f"there is no file {_relative(found[1])}" + _nearest_file(found[1])
     if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
         return f"there is no subcommand {found[1]}: choose from {found[2]}"
-    expected = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
+    if found := re.search(r'expected "subcommand" to be one of {(.*)}', message):
+        return f"name a subcommand: {found[1].replace(',', ', ')}"
+    if found := re.search(r"arguments are required: (.*)", message):
+        return f"these settings are missing: {found[1]}; --config configs/base.yaml has all of them"
     if found := re.search(r"(?:Got|Given) value: (.*)", message):
+        expected = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
         return f"{prefix}expected {' or '.join(dict.fromkeys(map(_type, expected))) or 'another type'}, got {found[1]}"
+    if found := re.search(r"Problem with given class_path '(\S+)':\s*(.*)", message):
+        return f"{prefix}{found[1]} cannot be imported: {found[2]}"
     return " ".join(message.split())
 
 
@@ -68,7 +74,7 @@ def known_classes() -> list[type]:
     found: list[type] = [HostStore, DeviceStore]
     bases: list[type] = list(BASES)
     while bases:
-        subclasses = bases.pop().__subclasses__()
+        subclasses: list[type] = bases.pop().__subclasses__()
         found += [c for c in subclasses if not inspect.isabstract(c) and not c.__name__.startswith("_")]
         bases += subclasses
     return found
@@ -97,7 +103,8 @@ def _nearest_setting(name: str, parser: ArgumentParser) -> str:
     top = {action.dest for action in parser._actions}
     if hint := _nearest(re.sub(r"\.(class_path|init_args).*", "", name), top):
         return hint
-    parts = {part for cls in known_classes() for part in inspect.signature(cls).parameters}
+    settings = (cls for cls in known_classes() if not issubclass(cls, Callback | Logger))
+    parts = {part for cls in settings for part in inspect.signature(cls).parameters}
     return _nearest(name.rpartition(".")[2], parts)
 
 

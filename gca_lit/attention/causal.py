@@ -56,9 +56,7 @@ def _dense(
     return _sdpa(q, k, v, _bias(seen[:, None], distance, slopes, q.dtype))
 
 
-def _banded(
-    q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None, documents: Tensor | None
-) -> Tensor:
+def _banded(q: Tensor, k: Tensor, v: Tensor, window: int, slopes: Tensor | None, documents: Tensor | None) -> Tensor:
     """Rows from `window` on, in blocks of `window` rows that each see their own block and the one before."""
     B, R = q.shape[:2]
     blocks = -(-R // window)

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from gca_kernels import gca_attention
 from torch import Tensor, nn
 
+from gca_kernels import gca_attention
 from gca_lit.attention.base import Dims, LayerPlan, Mixer, RetrievalBackend, View, check_window
 from gca_lit.attention.self_attention import KV, SelfAttention
 from gca_lit.layers import RMSNorm
@@ -70,7 +70,9 @@ class GroupedCrossAttention(RetrievalBackend):
         if softmax_offset < 0:
             raise ValueError(f"GroupedCrossAttention: softmax_offset must not be negative, got {softmax_offset}")
         if top_k == 1:
-            warnings.warn("GroupedCrossAttention: top_k = 1 gives the retriever no gradient: use 2 or more", stacklevel=2)
+            warnings.warn(
+                "GroupedCrossAttention: top_k = 1 gives the retriever no gradient: use 2 or more", stacklevel=2
+            )
         self.chunk_size, self.window, self.top_k = chunk_size, window, top_k
         self.groups, self.lower_layers, self.encoder_layers = groups, lower_layers, encoder_layers
         self.score, self.retrieval_width, self.residual = score, retrieval_width, residual

@@ -82,6 +82,14 @@ class LengthGeneralization(Callback):
         self._validations = 0
         self._loaded_step: int | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse tasks and placements that the data do not have, before anything runs."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        evaluates = stage in ("validate", "test") or (stage == "fit" and self.during_fit_every is not None)
+        if self.enabled and evaluates and data is not None:
+            for placement in self.plan.placements:
+                self.plan.tasks_at(data, placement)
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._loaded_step = checkpoint.get("global_step")
 

@@ -1,4 +1,4 @@
-"""Length curriculum: rows grow once the tasks are solved at the present length."""
+"""Length curriculum: says when rows grow, and lets them grow once the tasks are solved at the present length."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 
 class LengthGrowth(Callback):
-    """Asks the data's growth rule at its fixed optimizer steps and switches to the next length when it says so.
+    """Logs every change of the row length, and where the data have a growth rule, asks it at its fixed optimizer steps
+    and switches to the next length when it says so.
 
     The answers since the last check are summed over all ranks, so all decide alike. A task without a single answer (its
-    rows do not fit the present length yet) is left out, and while a switch is still to come nothing is asked. Without a
-    growth rule in the data it does nothing.
+    rows do not fit the present length yet) is left out, and while a switch is still to come nothing is asked.
     """
 
     def __init__(self) -> None:
         self._checked = -1
+        self._length: int | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         step = trainer.global_step
+        if self._length not in (None, data.stage_length):
+            rank_zero_info(f"step {step}: rows have {data.stage_length:,} tokens")
+        self._length = data.stage_length
         if data.growth is None or step == self._checked or not data.growth.due(step):
             return
         self._checked = step
@@ -36,7 +40,7 @@ class LengthGrowth(Callback):
         if longer is not None:
             data.switch_length(longer)
             worst = min(accuracies.values())
-            rank_zero_info(f"step {step}: rows grow to {longer:,} tokens (answer accuracy {worst:.2f})")
+            rank_zero_info(f"step {step}: rows will grow to {longer:,} tokens (answer accuracy {worst:.2f})")
 
     def _accuracies(self, trainer: Trainer, model: Any, names: list[str]) -> dict[str, float]:
         """Share of right answers of each task that had any, over all ranks."""

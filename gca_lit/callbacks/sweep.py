@@ -41,6 +41,13 @@ class Plan:
     max_host_bytes: int | None
     output: str
 
+    def tasks_at(self, data: Any, placement: str) -> list[Task]:
+        """The tasks to evaluate with questions at `placement`. Raises ValueError for one that the data do not have."""
+        found = {task.name: task for task in data.tasks(placement, self.seed)}
+        if unknown := set(self.tasks or ()) - set(found):
+            raise ValueError(f"LengthGeneralization: the data have no task {', '.join(sorted(unknown))}")
+        return [found[name] for name in self.tasks or found]
+
 
 @dataclass(frozen=True)
 class Point:
@@ -118,15 +125,12 @@ class Sweep:
         length = round(factor * self.train_length)
         n = next(n for start, n in reversed(self.plan.episodes) if start <= factor)
         for placement in self.plan.placements:
-            tasks = {task.name: task for task in self.data.tasks(placement, self.plan.seed)}
-            if unknown := set(self.plan.tasks or ()) - set(tasks):
-                raise ValueError(f"LengthGeneralization: the data have no task {', '.join(sorted(unknown))}")
-            for name in self.plan.tasks or tasks:
-                if name != "perplexity":
+            for task in self.plan.tasks_at(self.data, placement):
+                if task.name != "perplexity":
                     for depth in self.plan.depths:
-                        yield Point(tasks[name], placement, factor, length, depth, n)
+                        yield Point(task, placement, factor, length, depth, n)
                 elif placement == self.plan.placements[0]:
-                    yield Point(tasks[name], None, factor, length, None, n)
+                    yield Point(task, None, factor, length, None, n)
 
     def _verdict(self, point: Point) -> str | None:
         """None to run, "finished", or the reason to skip; the same on all ranks."""

@@ -127,7 +127,7 @@ class Batches(Sized):
         self._length = length
         self._loader: DataLoader[Batch] = DataLoader(
             rows,
-            sampler=works,  # type: ignore[arg-type]
+            sampler=works,
             batch_size=None,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,

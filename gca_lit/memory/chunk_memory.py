@@ -59,7 +59,7 @@ class ChunkMemory:
 
 
 def _unique_per_row(ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The different wanted ids of each batch row, padded with 0 to [B, U], and for each place of `ids` its slot in U."""
+    """The different wanted ids of each batch row, padded with 0 to [B, U], and the slot in U of each place of `ids`."""
     B = len(ids)
     beyond = torch.iinfo(ids.dtype).max
     ordered, order = torch.where(wanted, ids, beyond).flatten(1).sort(1)

@@ -41,8 +41,10 @@ def chunked_cross_entropy(
     wanted, scored = targets[row, token], hidden[row, token]
     nll, right = [scored.new_zeros(0, dtype=torch.float32)], [wanted.new_zeros(0)]
     for h, t in zip(scored.split(tokens_at_once), wanted.split(tokens_at_once), strict=True):
-        whole = len(scored) <= tokens_at_once
-        piece_nll, piece_right = _piece(logits, h, t) if whole else checkpoint(_piece, logits, h, t, use_reentrant=False)
+        if len(t) == len(wanted):
+            piece_nll, piece_right = _piece(logits, h, t)
+        else:
+            piece_nll, piece_right = checkpoint(_piece, logits, h, t, use_reentrant=False)
         nll.append(piece_nll)
         right.append(piece_right)
     every_nll, every_right = torch.cat(nll), torch.cat(right)

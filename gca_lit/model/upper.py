@@ -1,17 +1,18 @@
-"""The upper half of a retrieval decoder: encode chunks, and per group select chunks and run the layers that read them."""
+"""The upper half of a retrieval decoder: encode chunks; per group, select chunks and run the layers that read them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from gca_lit.attention.base import Dims, LayerPlan, Past, RetrievalBackend
-from gca_lit.memory import Selection
-from gca_lit.model.block import Block, row_view, run_blocks
+from gca_lit.memory import ChunkMemory, Selection
+from gca_lit.model.block import Block, row_view
 from gca_lit.model.chunks import ChunkEncoder, EncodedChunks, Layout
-from gca_lit.model.retrieval import Noise, select
+from gca_lit.model.group import Group, Run
 from gca_lit.model.state import ModelState
 
 
@@ -63,27 +64,25 @@ class UpperHalf(nn.Module):
         recompute: bool,
     ) -> None:
         super().__init__()
-        groups = sorted({p.group for p in plan if p.group is not None})
-        self.dims, self.recompute = dims, recompute
-        self.top_k, self.noisy = attention.top_k, attention.noise == "gumbel"
+        numbers = sorted({p.group for p in plan if p.group is not None})
+        self.dims, self.noisy = dims, attention.noise == "gumbel"
         self.shift = int(attention.landmark_reads == "own")
         self.encoder = encoder
-        self.retrievers = nn.ModuleList(attention.retriever(dims) for _ in groups)
-        self.groups = nn.ModuleList(
-            nn.ModuleList(b for b, p in zip(blocks, plan, strict=True) if p.group == g) for g in groups
-        )
+        self.groups = nn.ModuleList()
+        for number in numbers:
+            layers = [block for block, p in zip(blocks, plan, strict=True) if p.group == number]
+            self.groups.append(Group(number, attention.retriever(dims), layers, attention.top_k, recompute))
         block = attention.chunk_size + 1
-        self.reach = sum(p.window or 0 for p in plan) + 2 * len(groups) * block
+        self.reach = sum(p.window or 0 for p in plan) + 2 * len(numbers) * block
         """Rows to run before a row that is read: the windows, and two blocks a group."""
 
     def empty_pasts(self, batch_size: int, like: Tensor) -> tuple[Past, ...]:
-        return tuple(b.mixer.empty_past(batch_size, like) for group in self.groups for b in group)  # type: ignore[union-attr, operator]
+        """Of each group, the pasts of its layers at the start of an input."""
+        return tuple(cast(Group, group).empty_pasts(batch_size, like) for group in self.groups)
 
     def no_selections(self, batch_size: int, like: Tensor) -> tuple[Selection, ...]:
-        """Of each group: every slot empty."""
-        shape = (batch_size, 1, self.top_k)
-        empty = Selection(torch.full(shape, -1, device=like.device), like.new_zeros(shape))
-        return (empty,) * len(self.groups)
+        """Of each group, one entry with every slot empty."""
+        return tuple(cast(Group, group).no_selection(batch_size, like) for group in self.groups)
 
     def forward(
         self,
@@ -111,14 +110,18 @@ class UpperHalf(nn.Module):
         own, pending = self._encode(x, layout, state.pending)
         at_hand = torch.cat((state.deferred.to(x.dtype), x), 1)
         span = self._span(layout, state.deferred.shape[1], at_hand.shape[1], wanted)
+        rows = at_hand[:, span.begin : span.stop]
+        pasts, carried = state.upper, state.selections
         if span.begin > 0:
             pasts, carried = self.empty_pasts(len(x), x), self.no_selections(len(x), x)
-        else:
-            pasts, carried = state.upper, state.selections
         selections: tuple[Selection, ...] = ()
-        rows = at_hand[:, span.begin : span.stop]
         if span.stop > span.begin:
-            rows, pasts, selections = self._run(rows, span, layout, own, state, pasts, carried, documents, noise)
+            run = self._run(rows, span, layout, own, state.memory, documents, noise)
+            done = []
+            for group, past, selection in zip(self.groups, pasts, carried, strict=True):
+                rows, *after = group(rows, past, selection, run)
+                done.append(after)
+            pasts, selections = zip(*done, strict=True)
             carried = tuple(Selection(s.ids[:, -1:], s.weights[:, -1:]) for s in selections)
         if state.memory is not None:
             state.memory.append(own.landmarks, own.table)
@@ -149,50 +152,33 @@ class UpperHalf(nn.Module):
         span: Span,
         layout: Layout,
         own: EncodedChunks,
-        state: ModelState,
-        pasts: tuple[Past, ...],
-        carried: tuple[Selection, ...],
+        memory: ChunkMemory | None,
         documents: Documents | None,
         noise: Tensor | None,
-    ) -> tuple[Tensor, tuple[Past, ...], tuple[Selection, ...]]:
-        """All groups over the rows x [B, R', M] of `span`."""
-        S, memory = layout.block, state.memory
+    ) -> Run:
+        """What the groups share over the rows x [B, R', M] of `span`."""
+        S = layout.block
         chunk = span.first_row // S
         ends = torch.arange(chunk + 1, span.last_row // S + 1, device=x.device) * S - 1 - span.first_row
-        old = None if memory is None else memory.landmarks()
-        keys = [own.landmarks] if old is None else [old, own.landmarks]
-        view = row_view(span.first_row, x, self.dims, None)
-        seen = None
+        shifted = span.first_row + self.shift
+        view = replace(row_view(span.first_row, x, self.dims, None), block=S, start=shifted % S)
+        visible = None
         if documents is not None:
-            at_landmark = documents.rows[:, span.begin : span.stop][:, ends]
-            seen = at_landmark, documents.tokens[:, :: S - 1][:, : layout.chunks]
-            view = replace(
-                view,
-                documents=documents.rows[:, span.begin : span.stop],
-                served=self._served(documents.rows[:, span.begin : span.stop], at_landmark, span, S),
-            )
-        selections, new_pasts = [], []
-        for g, (retriever, blocks) in enumerate(zip(self.retrievers, self.groups, strict=True)):
-            randomness = None if noise is None or not self.noisy else Noise(noise, g)
-            made = select(retriever(x[:, ends]), keys, chunk, self.top_k, randomness, seen)
-            selection = Selection(
-                torch.cat((carried[g].ids, made.ids), 1),
-                torch.cat((carried[g].weights.to(made.weights.dtype), made.weights), 1),
-            )
-            table, slots = (own.table, selection) if memory is None else memory.table(selection, own.table)
-            skip = (span.first_row + self.shift) // S - chunk
-            group_view = replace(
-                view,
-                table=table,
-                selection=Selection(slots.ids[:, skip:], slots.weights[:, skip:]),
-                block=S,
-                start=(span.first_row + self.shift) % S,
-            )
-            mine = pasts[len(new_pasts) : len(new_pasts) + len(blocks)]  # type: ignore[arg-type]
-            x, new = run_blocks(blocks, mine, x, group_view, self.recompute)  # type: ignore[arg-type]
-            new_pasts.extend(new)
-            selections.append(selection)
-        return x, tuple(new_pasts), tuple(selections)
+            of_rows = documents.rows[:, span.begin : span.stop]
+            visible = of_rows[:, ends], documents.tokens[:, :: S - 1][:, : layout.chunks]
+            view = replace(view, documents=of_rows, served=self._served(of_rows, visible[0], span, S))
+        old = None if memory is None else memory.landmarks()
+        return Run(
+            view=view,
+            first_chunk=chunk,
+            skip=shifted // S - chunk,
+            ends=ends,
+            keys=[own.landmarks] if old is None else [old, own.landmarks],
+            own=own.table,
+            memory=memory,
+            documents=visible,
+            noise=noise if self.noisy else None,
+        )
 
     def _served(self, row_documents: Tensor, at_landmark: Tensor, span: Span, S: int) -> Tensor:
         """Whether each row is of the document of the landmark that made its selection, [B, R']."""

@@ -2,7 +2,7 @@
 
 from gca_lit.tasks.base import Encode, Episode, Haystack, Task
 from gca_lit.tasks.hops import MultiHop, VariableTracking
-from gca_lit.tasks.metrics import EpisodeMetrics, wilson
+from gca_lit.tasks.metrics import wilson
 from gca_lit.tasks.needles import MultiKey, MultiQuery
 from gca_lit.tasks.passkey import SingleNeedle
 from gca_lit.tasks.perplexity import Perplexity
@@ -10,7 +10,6 @@ from gca_lit.tasks.perplexity import Perplexity
 __all__ = [
     "Encode",
     "Episode",
-    "EpisodeMetrics",
     "Haystack",
     "MultiHop",
     "MultiKey",

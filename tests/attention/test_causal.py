@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gca_lit.attention.causal import causal_attention
 from gca_lit.layers import alibi_slopes
 

@@ -1,6 +1,7 @@
 """Backends refuse settings that cannot work, and say which."""
 
 import pytest
+
 from gca_lit.attention import FullAttention, GroupedCrossAttention, SlidingWindow
 from gca_lit.attention.base import Dims
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from counting_fakes import FakeData, FakeModule, trainer
 
 from gca_lit.callbacks import LengthGeneralization, sweep
 from gca_lit.results import Row
+from tests.callbacks.counting_fakes import FakeData, FakeModule, trainer
 
 FILE = "length_generalization.jsonl"
 SETTINGS: dict[str, Any] = {

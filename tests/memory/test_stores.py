@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+
 from gca_lit.memory import ChunkMemory, ChunkTable, DeviceStore, HostStore, Selection
 from gca_lit.memory.slabs import ChunkSlabs
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from test_state import BACKENDS, decoder, gca, tokens
+
+from tests.model.backends import BACKENDS, decoder, gca, tokens
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

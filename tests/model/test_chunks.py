@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gca_lit.model.chunks import Layout
 
 

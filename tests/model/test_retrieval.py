@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gca_lit.model import retrieval
 from gca_lit.model.retrieval import Noise, select
 

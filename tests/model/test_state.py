@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from gca_lit.attention import FullAttention, GroupedCrossAttention, SlidingWindow
+
 from gca_lit.memory import DeviceStore, HostStore
-from gca_lit.model import Decoder, DecoderConfig
+from tests.model.backends import BACKENDS, decoder, gca, tokens
 
 LENGTHS = [1, 4, 5, 6, 10, 11, 59, 61]
 PARTITIONS = {
@@ -13,31 +13,6 @@ PARTITIONS = {
     "uneven": lambda T: [n for n in (7, 1, 13, 2, 22, 16)],
     "long and short": lambda T: [T - 1, 1],
 }
-
-
-def gca(**settings):
-    return GroupedCrossAttention(
-        **{"chunk_size": 5, "window": 13, "top_k": 3, "lower_layers": 2, "encoder_layers": 1} | settings
-    )
-
-
-BACKENDS = {
-    "gca": gca(),
-    "gca of two groups": gca(groups=2, score="cosine", residual="add", softmax_offset=1.0),
-    "gca own": gca(groups=2, landmark_reads="own", retrieval_width=8),
-    "sliding_window": SlidingWindow(7),
-    "full": FullAttention(log_n_length=8),
-}
-
-
-def decoder(attention, dtype=torch.float64, **config):
-    torch.manual_seed(1)
-    config = {"width": 32, "heads": 4, "kv_heads": 2, "layers": 4, "mlp_width": 48, "init": "fan_in"} | config
-    return Decoder(DecoderConfig(**config), attention, 50).to(dtype).eval()
-
-
-def tokens(T, B=2):
-    return torch.randint(0, 50, (B, T), generator=torch.Generator().manual_seed(T))
 
 
 def in_segments(model, ids, sizes, store, read="all"):
@@ -138,7 +113,9 @@ def test_a_prefill_that_only_writes_skips_the_upper_layers():
     model = decoder(gca())
     state = model.new_state(1, HostStore())
     ran = []
-    hooks = [b.register_forward_hook(lambda m, a, o: ran.append(m)) for group in model.upper.groups for b in group]
+    hooks = [
+        b.register_forward_hook(lambda m, a, o: ran.append(m)) for group in model.upper.groups for b in group.layers
+    ]
     for _ in range(6):
         state = model(tokens(40, 1), state, "none").state
     assert not ran

@@ -1,0 +1,131 @@
+"""A mistake ends with one line that names it, the nearest right name, and exit code 2."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.cli import LightningCLI
+
+from gca_lit.cli import main
+from gca_lit.module import CausalLM
+
+Refused = Callable[..., str]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--model.attentoin", "SlidingWindow"], "no setting model.attentoin; did you mean model.attention?"),
+        (["--trainer.max_step", "3"], "no setting trainer.max_step; did you mean trainer.max_steps?"),
+        (["--model.attention", "SlidingWindows"], "no class SlidingWindows; did you mean SlidingWindow?"),
+        (["--model.attention", "gca_lit.attention.FulAttention"], "did you mean FullAttention?"),
+        (["--model.attention", "torch.nn.Linear"], "torch.nn.Linear is not a subclass of AttentionBackend"),
+        (["--model.attention", "nowhere.Attention"], "nowhere"),
+        (["--model.attention.windows", "4"], "no setting windows; did you mean window?"),
+        (["--model.attention.window", "eight"], "model.attention.window: expected int, got eight"),
+        (["--model.attention.score", "cosin"], "expected 'dot', 'cosine', got cosin"),
+        (["--model.store", "HostStor"], "no class HostStor; did you mean HostStore?"),
+        (["--model.vocab_size", "3"], 'must be given via "data.vocab_size"'),
+        (["--config", "configs/demoo.yaml"], "no file configs/demoo.yaml; did you mean configs/demo.yaml?"),
+        (["extra"], "an argument too many: extra"),
+    ],
+)
+def test_flags(tiny: str, refused: Refused, flags: list[str], message: str) -> None:
+    assert message in refused("fit", "--config", tiny, *flags)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("model: {attentoin: {class_path: FullAttention}}", "did you mean model.attention?"),
+        ("model: {decoder: {widht: 3}}", "did you mean model.decoder.width?"),
+        ("model: {decoder: {width: wide}}", "x.yaml: model.decoder.width: expected int, got wide"),
+        ("model: {attention: {class_path: FulAttention}}", "x.yaml: model.attention: there is no class FulAttention"),
+        ("data: {tasks: [{class_path: SingleNedle}]}", "did you mean SingleNeedle?"),
+        ("data: {tasks: [{class_path: SingleNeedle, init_args: {digit: 3}}]}", "did you mean digits?"),
+        ("lenght_generalization: {factors: [1]}", "did you mean length_generalization.factors?"),
+        ("trainer: {callbacks: [pytorch_lightning.callbacks.Timer]}", "use lightning.pytorch.callbacks.Timer"),
+        ("trainer:\n  max_steps: 3\n  max_steps: 4\n", "x.yaml: Problems parsing config: key 'max_steps' stands twice"),
+        ("data:\n  tasks:\n  - {class_path: SingleNeedle, class_path: MultiKey}\n", "key 'class_path' stands twice"),
+        ("model: [1,\n", "x.yaml: Problems parsing config"),
+        ("only words", "x.yaml: Unexpected config: only words"),
+    ],
+)
+def test_files(tiny: str, tmp_path: Path, refused: Refused, text: str, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    assert message in refused("fit", "--config", tiny, "--config", str(tmp_path / "x.yaml"))
+
+
+def test_the_command_itself(tiny: str, refused: Refused) -> None:
+    assert refused() == "name a subcommand: fit, validate, test, predict"
+    assert "no subcommand fti" in refused("fti")
+    assert refused("--config", tiny, "fit") == "put --config behind the subcommand: fit --config FILE"
+    assert "configs/base.yaml" in refused("fit")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--model.attention.window", "9"], "must cover two blocks"),
+        (["--model.decoder.width", "15"], "width 15 is not a multiple of heads 2"),
+        (["--data.align", "8"], "set data.align to 4"),
+        (["--data.train", "nowhere"], "data set nowhere does not exist"),
+        (["--data.tokenizer", "nowhere.json"], "tokenizer file nowhere.json does not exist"),
+        (["--data.train_length", "999999"], "too few for one block"),
+        (["--trainer.precision", "12"], "12"),
+        (["--trainer.strategy", "fast"], "fast"),
+    ],
+)
+def test_settings_that_cannot_work(tiny: str, refused: Refused, flags: list[str], message: str) -> None:
+    assert message in refused("fit", "--config", tiny, *flags)
+
+
+def test_evaluation_that_cannot_work(tiny: str, run: Callable[..., None], refused: Refused) -> None:
+    run("fit")
+    validate = ["validate", "--config", tiny, "--ckpt_path", "last"]
+    assert "no task nothing" in refused(*validate, "--length_generalization.tasks", "[nothing]")
+    assert "needs data.align" in refused(*validate, "--data.align", "null")
+    predict = ["predict", "--config", tiny, "--ckpt_path", "last", "--data.predict.source", "file"]
+    assert "nowhere.txt does not exist" in refused(*predict, "--data.predict.file", "nowhere.txt")
+
+
+def test_checkpoints(tiny: str, tmp_path: Path, run_dir: Path, run: Callable[..., None], refused: Refused) -> None:
+    validate = ["validate", "--config", tiny]
+    assert "validate needs --ckpt_path" in refused(*validate)
+    assert "there is no last.ckpt" in refused(*validate, "--ckpt_path", "last")
+    run("fit")
+    folder = run_dir / "checkpoints"
+    assert "last.ckpt" in refused(*validate, "--ckpt_path", str(folder / "lost.ckpt"))
+    assert "is not a checkpoint of gca_lit" in refused(*validate, "--ckpt_path", tiny)
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    assert "is not a checkpoint of gca_lit" in refused(*validate, "--ckpt_path", str(tmp_path / "other.ckpt"))
+
+    last = ["--ckpt_path", str(folder / "last.ckpt")]
+    message = refused(*validate, *last, "--model.attention", "FullAttention")
+    assert "another architecture; attention.backend: " in message
+    assert "gca.GroupedCrossAttention in the checkpoint" in message and "full.FullAttention in this run" in message
+    message = refused(*validate, *last, "--model.decoder.layers", "4")
+    assert message.endswith("decoder.layers: 2 in the checkpoint, 4 in this run")
+    fit = ["fit", "--config", tiny, "--trainer.max_steps", "4", *last]
+    assert "seed was 1, now 2" in refused(*fit, "--data.seed", "2")
+
+
+def test_errors_of_a_run_keep_their_traceback(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(CausalLM, "training_step", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        run("fit")
+
+
+def test_the_traceback_can_be_asked_for(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCA_LIT_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="not a multiple"):
+        main(["fit", "--config", tiny, "--model.decoder.width", "15"])
+
+
+def test_lightning_still_has_what_is_overridden() -> None:
+    assert callable(LightningCLI._parse_ckpt_path)
+    assert callable(LightningCLI._run_subcommand)
