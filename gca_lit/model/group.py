@@ -69,7 +69,7 @@ class Group(nn.Module):
     def forward(
         self, x: Tensor, pasts: tuple[Past, ...], carried: Selection, run: Run
     ) -> tuple[Tensor, tuple[Past, ...], Selection]:
-        """x [B, R, M] -> (x, new pasts, the selection [B, 1 + m, K]: the carried entry, then those of the landmarks)."""
+        """x [B, R, M] -> (x, new pasts, the selection [B, 1 + m, K]: carried, then made at landmarks)."""
         noise = None if run.noise is None else Noise(run.noise, self.number)
         queries = self.retriever(x[:, run.ends])
         made = select(queries, run.keys, run.first_chunk, self.top_k, noise, run.documents)
