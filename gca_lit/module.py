@@ -115,7 +115,7 @@ class CausalLM(LightningModule):
     # --- Lightning ---
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self._loss(batch, noise=batch.rows)
+        loss = self._loss(batch, noise=batch.rows + self._noise_offset())
         self.train_length = max(self.train_length, batch.tokens.shape[1])
         self._count_answers(batch.task, loss)
         mean = loss.mean()
@@ -181,6 +181,11 @@ class CausalLM(LightningModule):
     def _loss(self, batch: Any, noise: Tensor | None = None) -> RowLoss:
         hidden = self._decoder(batch.tokens, documents=batch.documents, noise=noise).hidden
         return chunked_cross_entropy(self.logits, hidden, batch.targets)
+
+    def _noise_offset(self) -> int:
+        """Moves row numbers, so that another seed of the data draws other noise."""
+        seed = self.trainer.datamodule.seed  # type: ignore[attr-defined]
+        return (seed * 0x9E3779B97F4A7C15) % (1 << 62)
 
     def _count_answers(self, task: Tensor, loss: RowLoss) -> None:
         """Add up per task, without waiting for the device."""

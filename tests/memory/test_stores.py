@@ -139,3 +139,20 @@ def test_landmarks_grow_and_are_counted():
     assert memory.count == 16
     assert torch.equal(memory.landmarks(), torch.cat(parts, 1))
     assert memory.bytes()["device"] >= 2 * 16 * 5 * 4 and memory.bytes()["host"] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", STORES)
+def test_a_cuda_device_reads_the_bytes_it_wrote(make):
+    store = make(slab_mib=1)
+    parts = [[x.cuda() for x in chunks(2, 2000, seed, torch.bfloat16)] for seed in range(6)]
+    for k, v in parts:
+        store.write(k, v)
+        k.mul_(1)  # the device goes on while copies are under way
+    k, v = (torch.cat(all_parts, 1) for all_parts in zip(*parts, strict=True))
+    ids = torch.randint(0, 12_000, (2, 500), device="cuda")
+    batch = torch.arange(2, device="cuda")[:, None]
+    read_k, read_v = store.read(ids)
+    assert read_k.is_cuda and torch.equal(read_k, k[batch, ids]) and torch.equal(read_v, v[batch, ids])
+    tier = "host" if isinstance(store, HostStore) else "device"
+    assert store.bytes()[tier] >= k.nbytes + v.nbytes

@@ -85,6 +85,19 @@ def test_the_same_in_fp32(backend):
         torch.testing.assert_close(in_segments(model, ids, sizes(61), HostStore())[0], whole, rtol=0, atol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.no_grad()
+def test_the_same_on_a_cuda_device(backend):
+    model = decoder(BACKENDS[backend], torch.float32)
+    ids = tokens(61)
+    expected = model(ids).hidden
+    model.cuda()
+    for sizes in PARTITIONS.values():
+        hidden = in_segments(model, ids.cuda(), sizes(61), HostStore())[0]
+        torch.testing.assert_close(hidden.cpu(), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @torch.no_grad()
 def test_what_is_read_does_not_depend_on_how_much_is_read(backend):
