@@ -16,7 +16,8 @@ export PYTHONPATH := .:kernels
 
 demo: $(ENVIRONMENT)
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
-	$(PY) -m gca_lit.data.prepare --input data/samples/stories_from_the_odyssey.txt --output data/shards/demo/train
+	$(PY) -m gca_lit.data.prepare --output data/shards/demo/train \
+		--input data/samples/north_west_passage.txt data/samples/stories_from_the_odyssey.txt
 	$(PY) -m gca_lit.data.prepare --input data/samples/emma.txt --output data/shards/demo/val
 	$(call train_and_evaluate,gca,)
 	$(call train_and_evaluate,sliding_window,--config configs/demo/sliding_window.yaml)

@@ -62,16 +62,15 @@ class CausalLM(LightningModule):
         self._answers: dict[int, Tensor] = {}
 
     def configure_model(self) -> None:
-        if self.network is None:
-            self.network = Decoder(self.config, self.attention, self.vocab_size)
-
-    def setup(self, stage: str) -> None:
-        if self.trainer.is_global_zero:
-            about = self.describe()
-            rank_zero_info(
-                f"{about['backend']}: {about['params']:,} parameters, {about['kv_bytes_per_token']:,} bytes of K/V per "
-                f"token; " + ", ".join(f"{k} {v}" for k, v in vars(self.attention).items() if v is not None)
-            )
+        """Build the network, once, and say what it is."""
+        if self.network is not None:
+            return
+        self.network = Decoder(self.config, self.attention, self.vocab_size)
+        about = self.describe()
+        said = f"{about['backend']}: {about['params']:,} parameters, "
+        said += f"{about['kv_bytes_per_token']:,} bytes of K/V per token"
+        settings = [f"{name} {value}" for name, value in vars(self.attention).items() if value is not None]
+        rank_zero_info("; ".join((said, ", ".join(settings))))
 
     # --- the network protocol: all of it enters through the network's forward ---
 

@@ -88,14 +88,19 @@ def accuracy_by_length(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table, one line for each task, placement, length and backend; all depths together."""
+    """A Markdown table, one line for each task, placement, length and backend; all depths together.
+
+    Peak memory by tier: the device's is the allocator's peak on a GPU, and on a CPU the K/V and landmarks beside the
+    chunk store; host and disk are the chunk store's.
+    """
     lines = [
-        "| task | placement | length | factor | backend | exact match | n | 95 % interval | tokens/s | state | host |",
-        "|---|---|---:|---:|---|---:|---:|---|---:|---:|---:|",
+        "| task | placement | length | factor | backend | exact match | n | 95 % interval | tokens/s "
+        "| device | host | disk |",
+        "|---|---|---:|---:|---|---:|---:|---|---:|---:|---:|---:|",
     ]
     for row in _pool_depths(rows):
         if row["status"] == "skipped":
-            result = f"{row['reason']} | | | | | |"
+            result = f"{row['reason']} | | | | | | |"
         else:
             if row["accuracy"] is not None:
                 score, interval = f"{row['accuracy']:.3f}", f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
@@ -103,8 +108,9 @@ def table(rows: Sequence[Row]) -> str:
                 score, interval = f"perplexity {row.get('perplexity') or float('inf'):.2f}", ""
             partial = " (partial)" if row["status"] == "partial" else ""
             speed = f"{row['tokens_per_second']:,.0f}" if row["tokens_per_second"] else ""
-            result = f"{score} | {row['n']}{partial} | {interval} | {speed} | {_size(row['state_bytes'])} | "
-            result += f"{_size(row['host_bytes'])} |"
+            device = row["peak_device_bytes"] or row["state_bytes"]
+            sizes = " | ".join(_size(size) for size in (device, row["host_bytes"], row["disk_bytes"]))
+            result = f"{score} | {row['n']}{partial} | {interval} | {speed} | {sizes} |"
         where = f"| {row['task']} | {row['placement'] or ''} | {row['eval_length']:,} | {row['factor']:g} "
         lines.append(f"{where}| {row['backend']} | {result}")
     return "\n".join(lines) + "\n"
@@ -266,8 +272,8 @@ def _pool_depths(rows: Iterable[Row]) -> list[Row]:
             one["ci_low"], one["ci_high"] = wilson(one["correct"], one["n"])
         speeds = [row["tokens_per_second"] for row in counted if row["tokens_per_second"]]
         one["tokens_per_second"] = min(speeds, default=None)
-        for name in ("state_bytes", "host_bytes"):
-            one[name] = max(row[name] for row in counted)
+        for name in ("peak_device_bytes", "state_bytes", "host_bytes", "disk_bytes"):
+            one[name] = max((row[name] for row in counted if row[name] is not None), default=None)
         pooled.append(one)
     return pooled
 

@@ -191,32 +191,40 @@ def _now(device: torch.device) -> float:
 def predictions(
     model: Network, item: dict[str, Any], segment: int, store: ChunkStore | None, decode: Callable[[list[int]], str]
 ) -> list[dict[str, Any]]:
-    """Score one item of the data's predict loader: a line of results for each of its rows.
+    """Score one item of the data's predict loader: one line of results.
 
     item: tokens and targets int64 [1, T], kind, index, and for an episode also asked and answer.
     decode: token ids -> text.
+
+    The line has kind, index, length, nll (in nats, summed), scored_tokens, answer (None where nothing is asked) and
+    selected: of each chunk and group the ids and weights, for an episode those that serve the answer's chunk.
     """
     asked = item.get("asked")
     result = score(model, item["tokens"], item["targets"], segment, store, asked)
     line: dict[str, Any] = {"kind": item["kind"], "index": item["index"], "length": item["tokens"].shape[1]}
-    line |= {"nll": result.nll.double().sum().item(), "scored_tokens": len(result.nll)}
-    if asked is None:
-        return [line]
-    wanted = item["targets"].cpu()[0, result.positions]
-    line |= {"answer": decode(result.predictions.tolist()), "expected": decode(wanted.tolist())}
-    line |= {"exact_match": bool(result.correct.all()), "depth": item["depth"], "distance": item["distance"]}
-    return [line | {"selected": _selected(result, item["answer"][0], model.chunk_size)}]
+    line |= {"nll": result.nll.double().sum().item(), "scored_tokens": len(result.nll), "answer": None}
+    selected = _selected(result)
+    if asked is not None:
+        wanted = item["targets"].cpu()[0, result.positions]
+        line |= {"answer": decode(result.predictions.tolist()), "expected": decode(wanted.tolist())}
+        line |= {"exact_match": bool(result.correct.all()), "depth": item["depth"], "distance": item["distance"]}
+        chunk = item["answer"][0] // (model.chunk_size or 1)
+        selected = [entry for entry in selected if entry["chunk"] == chunk]
+    return [line | {"selected": selected}]
 
 
-def _selected(result: Score, token: int, chunk_size: int | None) -> list[list[tuple[int, float]]]:
-    """Of each retrieval group, the chunks and weights that serve text token `token` of row 0."""
-    if chunk_size is None:
-        return []
-    groups: list[list[tuple[int, float]]] = []
+def _selected(result: Score) -> list[dict[str, Any]]:
+    """What each retrieval group selected for each chunk of row 0: chunk, group, ids and weights."""
+    entries: dict[tuple[int, int], dict[str, Any]] = {}
     for part in result.retrieved:
-        at = token // chunk_size - part.first_chunk
-        for ids, weights in part.groups:
-            if 0 <= at < ids.shape[1]:
-                pairs = zip(ids[0, at].tolist(), weights[0, at].tolist(), strict=True)
-                groups.append([(chunk, round(weight, 4)) for chunk, weight in pairs if chunk >= 0])
-    return groups
+        for group, (ids, weights) in enumerate(part.groups):
+            for at, (row_ids, row_weights) in enumerate(zip(ids[0].tolist(), weights[0].tolist(), strict=True)):
+                pairs = [(i, round(w, 4)) for i, w in zip(row_ids, row_weights, strict=True) if i >= 0]
+                chunk = part.first_chunk + at
+                entries[chunk, group] = {
+                    "chunk": chunk,
+                    "group": group,
+                    "ids": [i for i, _ in pairs],
+                    "weights": [w for _, w in pairs],
+                }
+    return [entries[key] for key in sorted(entries)]

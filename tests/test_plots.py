@@ -28,8 +28,10 @@ def row(length: int, correct: int | None, **other: object) -> Row:
         "ci_low": low,
         "ci_high": high,
         "tokens_per_second": 1234.5 if known else None,
+        "peak_device_bytes": None,
         "state_bytes": 2048,
         "host_bytes": 3 << 30,
+        "disk_bytes": 0,
         "checkpoint_sha256": "a",
         "seed": 0,
     } | other
@@ -39,7 +41,7 @@ def test_table_pools_depths_and_tells_reasons():
     rows = [row(32, 10, depth=0.0), row(32, 5, depth=1.0), row(128, None, backend="full")]
     _, _, pooled, skipped = plots.table(rows).splitlines()
     low, high = wilson(15, 20)
-    assert f"| gca | 0.750 | 20 | {low:.3f} to {high:.3f} | 1,234 | 2.0 KiB | 3.0 GiB |" in pooled
+    assert f"| gca | 0.750 | 20 | {low:.3f} to {high:.3f} | 1,234 | 2.0 KiB | 3.0 GiB | 0 B |" in pooled
     assert "| 128 | 4 | full | max_length: this backend takes at most 64 tokens, not 128 |" in skipped
 
 

@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gca_lit.attention.base import AttentionBackend, Dims, RetrievalBackend
+from gca_lit.attention.base import AttentionBackend, Dims, LayerPlan, RetrievalBackend
 from gca_lit.layers import Init, RMSNorm, initialize
 from gca_lit.memory import ChunkMemory, ChunkStore, Selection
 from gca_lit.model.block import Block, row_view, run_blocks
 from gca_lit.model.chunks import ChunkEncoder, Layout
 from gca_lit.model.state import ModelState
+from gca_lit.model.tail import WindowTail
 from gca_lit.model.upper import Documents, UpperHalf
 
 Read = Literal["all", "last", "none"] | slice
@@ -67,8 +68,8 @@ class Step:
 class Decoder(nn.Module):
     """Embedding, layers as the backend plans them, final norm and head.
 
-    With a retrieval backend the layers that retrieve form the upper half, behind the chunk encoder. Without one all
-    layers are lower layers.
+    Lower layers run on every row. The layers above run only where an output is read: with a retrieval backend those
+    that retrieve, behind the chunk encoder; otherwise the window layers above the last layer that sees everything.
     """
 
     def __init__(self, config: DecoderConfig, attention: AttentionBackend, vocab_size: int) -> None:
@@ -78,11 +79,11 @@ class Decoder(nn.Module):
         self.config, self.attention, self.vocab_size = config, attention, vocab_size
         plan = attention.plan(config.layers)
         blocks = [Block(attention.mixer(config, p), config.width, config.mlp_width) for p in plan]
-        lower = sum(p.group is None for p in plan)
+        lower = _always_run(plan)
         self.embed = nn.Embedding(vocab_size, config.width)
         self.lower = nn.ModuleList(blocks[:lower])
         self.landmark: nn.Parameter | None = None
-        self.upper: UpperHalf | None = None
+        self.upper: UpperHalf | WindowTail
         if isinstance(attention, RetrievalBackend):
             kv_dtype = None if config.kv_dtype is None else getattr(torch, config.kv_dtype)
             key = attention.landmark_key(config)
@@ -91,6 +92,9 @@ class Decoder(nn.Module):
             self.upper = UpperHalf(
                 config, attention, blocks[lower:], plan[lower:], encoder, config.gradient_checkpointing
             )
+        else:
+            reach = sum(p.window or 0 for p in plan[lower:])
+            self.upper = WindowTail(config, blocks[lower:], reach, config.gradient_checkpointing)
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, vocab_size, bias=False)
         self.logit_scale = 1.0 if config.init == "normal" else 1 / math.sqrt(config.width)
@@ -105,16 +109,16 @@ class Decoder(nn.Module):
         like = self.embed.weight.detach()
         nothing = like.new_empty(batch_size, 0, self.config.width)
         memory = None
-        if store is not None and self.upper is not None:
+        if store is not None and isinstance(self.upper, UpperHalf):
             store.reset()
             memory = ChunkMemory(store)
         return ModelState(
             position=0,
             lower=tuple(block.mixer.empty_past(batch_size, like) for block in self.lower),  # type: ignore[union-attr, operator]
-            upper=() if self.upper is None else self.upper.empty_pasts(batch_size, like),
+            upper=self.upper.empty_pasts(batch_size, like),
             pending=nothing,
             deferred=nothing,
-            selections=() if self.upper is None else self.upper.no_selections(batch_size, like),
+            selections=self.upper.no_selections(batch_size, like) if isinstance(self.upper, UpperHalf) else (),
             memory=memory,
         )
 
@@ -146,7 +150,7 @@ class Decoder(nn.Module):
             state = self.new_state(len(tokens), None)
         elif documents is not None:
             raise ValueError("documents can only be given for a whole input, without a state")
-        elif self.upper is not None and state.memory is None:
+        elif isinstance(self.upper, UpperHalf) and state.memory is None:
             raise ValueError("the state keeps no chunks: make it with a store, new_state(batch_size, HostStore())")
         layout = Layout(state.position, tokens.shape[1], self.attention.chunk_size)
         wanted = _wanted(read, layout.tokens)
@@ -158,8 +162,9 @@ class Decoder(nn.Module):
         view = row_view(layout.first_row, x, self.config, None if spans is None else spans.rows)
         x, lower = run_blocks(self.lower, state.lower, x, view, self.config.gradient_checkpointing)
         state = replace(state, position=state.position + layout.tokens, lower=lower)
-        if self.upper is None:
-            return Step(self.norm(x[:, slice(*wanted)]), (), 0, state)
+        if isinstance(self.upper, WindowTail):
+            hidden, state = self.upper(x, layout, state, wanted, view.documents)
+            return Step(self.norm(hidden), (), 0, state)
         hidden, selections, first_chunk, state = self.upper(
             x, layout, state, wanted, spans, noise if self.training else None
         )
@@ -168,6 +173,13 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., M] -> [..., V]."""
         return self.head(hidden) * self.logit_scale
+
+
+def _always_run(plan: tuple[LayerPlan, ...]) -> int:
+    """How many layers, from the bottom, see everything or stand below one that does, or below the chunk encoder."""
+    if any(p.group is not None for p in plan):
+        return sum(p.group is None for p in plan)
+    return max((number for number, p in enumerate(plan, 1) if p.window is None), default=0)
 
 
 def _wanted(read: Read, tokens: int) -> tuple[int, int]:

@@ -16,8 +16,8 @@ class ModelState:
     """The past of a batch of inputs that advance together. A plain value: a step takes one and returns another.
 
     position: text tokens consumed.
-    lower: the past of each layer below the chunk encoder.
-    upper: of each retrieval group, the past of each of its layers.
+    lower: the past of each lower layer.
+    upper: the past of the upper layers, for a retrieval backend of each group.
     pending: lower hidden states of the rows of the incomplete chunk, [B, < C + 1, M].
     deferred: lower hidden states of the last rows that the upper layers have not run on yet, [B, n, M].
     selections: of each retrieval group, the one that serves the next row of the upper layers, [B, 1, K].

@@ -13,6 +13,7 @@ from gca_lit.memory import ChunkMemory, Selection
 from gca_lit.model.block import Block, row_view
 from gca_lit.model.chunks import ChunkEncoder, EncodedChunks, Layout
 from gca_lit.model.group import Group, Run
+from gca_lit.model.span import Span, plan_span
 from gca_lit.model.state import ModelState
 
 
@@ -22,24 +23,6 @@ class Documents:
 
     tokens: Tensor
     rows: Tensor
-
-
-@dataclass(frozen=True)
-class Span:
-    """Rows that the upper layers run: [begin, stop) of the rows at hand, which start at global row `origin`."""
-
-    begin: int
-    stop: int
-    origin: int
-
-    @property
-    def first_row(self) -> int:
-        return self.origin + self.begin
-
-    @property
-    def last_row(self) -> int:
-        """Global row behind the last one."""
-        return self.origin + self.stop
 
 
 class UpperHalf(nn.Module):
@@ -109,7 +92,7 @@ class UpperHalf(nn.Module):
         """
         own, pending = self._encode(x, layout, state.pending)
         at_hand = torch.cat((state.deferred.to(x.dtype), x), 1)
-        span = self._span(layout, state.deferred.shape[1], at_hand.shape[1], wanted)
+        span = plan_span(layout, state.deferred.shape[1], wanted, self.reach)
         rows = at_hand[:, span.begin : span.stop]
         pasts, carried = state.upper, state.selections
         if span.begin > 0:
@@ -136,15 +119,6 @@ class UpperHalf(nn.Module):
         whole = layout.chunks * layout.block
         blocks = rows[:, :whole].unflatten(1, (layout.chunks, layout.block))
         return self.encoder(blocks), rows[:, whole:].clone()
-
-    def _span(self, layout: Layout, deferred: int, rows: int, wanted: tuple[int, int]) -> Span:
-        origin = layout.first_row - deferred
-        first, last = wanted
-        if first == last:
-            keep = max(0, rows - self.reach)
-            return Span(keep, keep, origin)
-        begin = max(0, layout.row_of(first) - origin - self.reach)
-        return Span(begin, layout.row_of(last - 1) + 1 - origin, origin)
 
     def _run(
         self,

@@ -27,7 +27,7 @@ class MultiHop(NeedleTask):
 
     def __init__(
         self,
-        needle: str = "|{key} is {value}|",
+        needle: str = "|{key}={value}|",
         question: str = "|{key}?",
         prompt: str = "=",
         chains: int = 2,

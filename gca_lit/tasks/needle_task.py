@@ -53,8 +53,9 @@ class NeedleTask(Task):
     chains: chains in an evaluation episode; the question is about one of them.
     every: dense rows ask once in `every` chunks of their second part, or in as many as question, gap and answer take;
         without `align`, questions and answers fill 1 / (2 every) of it at random gaps.
-    near: share of the rows whose first question has its needle in the 3 chunks before; otherwise all needles lie
-        further away where the row has room, and each question draws its needle with replacement.
+    near: share of the rows whose first question has its needle close before, half of them in the last chunk and half
+        in the last 3; otherwise all needles lie more than 3 chunks away where the row has room, and each question draws
+        its needle with replacement.
     needles_per_row: needles in a dense row; None grows with the row, one in 8 chunks, at least 2 chains, at most 32.
     """
 
@@ -149,8 +150,10 @@ class NeedleTask(Task):
         sizes = [len(needle) for needle in needles]
         first = questions[0].facts[0]
         room = spots[0].end - self.sizes.question
-        margin = 3 * (self.align or UNIT)
+        chunk = self.align or UNIT
+        margin = 3 * chunk
         if rng.random() < self.near:
+            margin = rng.choice((chunk, margin))
             start = rng.randint(max(0, room - max(margin, sizes[first])), room - sizes[first])
         else:
             room -= max(0, min(margin, room - 2 * self._room(chains)))

@@ -47,7 +47,7 @@ class MultiKey(KeyedNeedles):
 
     def __init__(
         self,
-        needle: str = "|{key} is {value}|",
+        needle: str = "|{key}={value}|",
         question: str = "|{key}?",
         prompt: str = "=",
         keys: int = 6,
@@ -76,7 +76,7 @@ class MultiQuery(KeyedNeedles):
 
     def __init__(
         self,
-        needle: str = "|{key} is {value}|",
+        needle: str = "|{key}={value}|",
         question: str = "|{key}?",
         prompt: str = "=",
         keys: int = 6,

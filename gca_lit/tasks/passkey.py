@@ -27,7 +27,7 @@ class SingleNeedle(NeedleTask):
 
     def __init__(
         self,
-        needle: str = "|passkey {value}|",
+        needle: str = "|passkey={value}|",
         question: str = "|passkey?",
         prompt: str = "=",
         digits: int = 5,

@@ -58,9 +58,8 @@ def answers(episode: Episode) -> list[tuple[int, int]]:
 def facts(task: NeedleTask, text: str) -> list[tuple[str, str]]:
     """(key, value) of every needle in the text."""
     if isinstance(task, SingleNeedle):
-        return [("passkey", value) for value in re.findall(r"\|passkey (\d{5})\|", text)]
-    between = "=" if isinstance(task, VariableTracking) else " is "
-    return re.findall(rf"\|([A-Z]{{2}}){between}(\w+)\|", text)
+        return [("passkey", value) for value in re.findall(r"\|passkey=(\d{5})\|", text)]
+    return re.findall(r"\|([A-Z]{2})=(\w+)\|", text)
 
 
 def solve(task: NeedleTask, text: str) -> str:

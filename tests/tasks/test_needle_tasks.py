@@ -70,7 +70,7 @@ def test_row_is_exact_dense_and_solvable(kind, align, tokenizer):
 def test_haystack_flows_around_what_is_inserted(kind):
     task = kind().bind(0, encode, C)
     for episode in (task.episode(500, 3, LETTERS), task.row(500, 3, LETTERS.take(3, 500))):
-        kept = "".join(re.findall("[a-z]", re.sub(r"passkey| is ", "", read(episode.tokens))))
+        kept = "".join(re.findall("[a-z]", re.sub("passkey", "", read(episode.tokens))))
         assert kept and read(LETTERS.take(3, 500)).startswith(kept)
 
 
@@ -185,10 +185,11 @@ def test_rows_keep_needles_away_but_for_a_few(kind, align):
 def test_near_rows_reach_into_the_window():
     task = SingleNeedle(near=1.0).bind(0, encode, C)
     distances = []
-    for index in range(200):
+    for index in range(800):
         text = read(task.row(512, index, LETTERS.take(index, 512)).tokens)
-        distances.append(text.index("|passkey?") - re.search(r"\|passkey \d+\|", text).end())
+        distances.append(text.index("|passkey?") - re.search(r"\|passkey=\d+\|", text).end())
     assert set(range(0, 3 * C - 15)) <= set(distances) and max(distances) <= 3 * C - 15
+    assert sum(distance <= C - 15 for distance in distances) > 400
 
 
 def test_needles_of_a_row_grow_with_it_or_are_fixed():
@@ -226,11 +227,11 @@ def test_reproducible_and_different_by_seed_index_and_use(kind, align):
 
 
 PINNED = {
-    "single_needle": "8025c69b185b abc4993bf792 9c7f536af0c7 2dd1c2a5850d",
-    "multi_key": "cd93d1210411 4995521b2478 b5d6305e05a8 a19614f61860",
-    "multi_query": "d11fbd582099 0ddd02026930 e9f815e319e6 20aa8d650287",
-    "multi_hop": "7f7c8f96e68b 1bda93691a7d db2b3c267b1f d77d74f295c7",
-    "variable_tracking": "42c3c81c2ac1 609180fd82f6 f6532086d60b 20ede534703a",
+    "single_needle": "002ad6e89a9f 6d95e5913a05 a7291f8e4960 b629258f5112",
+    "multi_key": "31ce381028f7 22990aae0f5c 98e0e53bf8bd b63645a27853",
+    "multi_query": "a7327024104a 416ac4f17852 6fff677a3a71 7f1c1ad39a7a",
+    "multi_hop": "057c99ebd58a 0f7d280a808e f650358bc64b cd552e04e7d9",
+    "variable_tracking": "42c3c81c2ac1 609180fd82f6 f6532086d60b 2843be84c967",
 }
 
 
