@@ -13,21 +13,16 @@ Init = Literal["normal", "fan_in"]
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the mean over the last axis, computed in fp32 or wider and returned in x's dtype.
+    """x / rms(x) * weight over the last axis, computed in fp32 or wider and returned in x's dtype."""
 
-    Args:
-        shape: of the weight, the last axes of x; more than one axis gives each head a weight of its own.
-    """
-
-    def __init__(self, *shape: int, eps: float = 1e-5) -> None:
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(shape))
+        self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * self.weight).to(x.dtype)
+        return F.rms_norm(wide, self.weight.shape, self.weight, self.eps).to(x.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -50,14 +45,14 @@ class QKV(nn.Module):
         width: of the input, M.
         heads, kv_heads: H and J.
         head_width: D.
-        qk_norm: RMS-normalize queries and keys per head.
+        qk_norm: RMS-normalize queries and keys per head; they share a gain, for only the product of two would act.
     """
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_width: int, qk_norm: bool) -> None:
         super().__init__()
         self.split = (heads, kv_heads, kv_heads)
         self.project = nn.Linear(width, sum(self.split) * head_width, bias=False)
-        self.norm = RMSNorm(heads + kv_heads, head_width) if qk_norm else nn.Identity()
+        self.norm = RMSNorm(head_width) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, R, M] -> q [B, R, H, D], k and v [B, R, J, D]; q and k turned by `turn`."""
@@ -75,20 +70,20 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def rotation(positions: Tensor, head_width: int, dtype: torch.dtype, base: float = 10_000.0) -> Rotation:
-    """Cosine and sine of the rotary angles, [R, 1, D/2] each, for int64 `positions` [R].
+    """Cosine and signed sine of the rotary angles, [R, 1, D] each, for int64 `positions` [R].
 
     Angles are taken in fp64, so that they stay exact at positions far beyond 2^24.
     """
     exponent = torch.arange(0, head_width, 2, dtype=torch.float64, device=positions.device) / head_width
     angle = positions.double()[:, None, None] * base**-exponent
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """Rotate the halves of x [B, R, H, D] by the angles of `rotation`."""
+    """Turn the pairs (x_i, x_{i + D/2}) of x [B, R, H, D] by the angles of `rotation`."""
     cos, sin = by
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
+    return (x * cos + x.roll(x.shape[-1] // 2, -1) * sin).to(x.dtype)
 
 
 def alibi_slopes(heads: int) -> Tensor:

@@ -6,6 +6,8 @@ H query heads, J key/value heads, G = H / J, D head width.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,8 +40,11 @@ def gca_attention(
     v = _gather(chunk_v, entry)
 
     scores = (q_rows @ k.transpose(-1, -2) * scale).unflatten(-1, (K, -1))
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     weight = torch.where(filled, weights, 0.0)[:, :, None, None, :, None]
-    probs = (weight * _softmax(scores, softmax_offset)).to(v.dtype).flatten(-2)
+    if softmax_offset > 0:  # exp(s) / (n + sum exp(s)) = softmax(s) * sigmoid(logsumexp(s) - log n)
+        weight = weight * (scores.logsumexp(-1, keepdim=True) - math.log(softmax_offset)).sigmoid()
+    probs = (weight * scores.softmax(-1)).to(v.dtype).flatten(-2)
     out = (probs @ v).view(B, Q, J, H // J, block, D).permute(0, 1, 4, 2, 3, 5)
     return out.reshape(B, Q * block, H, D)[:, start : start + R]
 
@@ -50,13 +55,3 @@ def _gather(table: Tensor, entry: Tensor) -> Tensor:
     offset = torch.arange(B, device=entry.device)[:, None, None] * N
     picked = table.reshape(B * N, C * J * D).index_select(0, (entry + offset).flatten())
     return picked.view(B, Q, K * C, J, D).transpose(2, 3)
-
-
-def _softmax(scores: Tensor, offset: float) -> Tensor:
-    """exp(s) / (offset + sum exp(s)) over the last axis, at least in fp32."""
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if offset == 0.0:
-        return scores.softmax(-1)
-    top = scores.detach().amax(-1, keepdim=True).clamp(min=0.0)
-    e = (scores - top).exp()
-    return e / (e.sum(-1, keepdim=True) + offset * (-top).exp())
