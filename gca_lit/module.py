@@ -62,10 +62,12 @@ class CausalLM(LightningModule):
         self._answers: dict[int, Tensor] = {}
 
     def configure_model(self) -> None:
-        """Build the network, once, and say what it is."""
+        """Build the network, once, and say what it is. A seed gives the same weights on every device."""
         if self.network is not None:
             return
-        self.network = Decoder(self.config, self.attention, self.vocab_size)
+        device = torch.get_default_device()
+        with device if device.type == "meta" else torch.device("cpu"):
+            self.network = Decoder(self.config, self.attention, self.vocab_size)
         about = self.describe()
         said = f"{about['backend']}: {about['params']:,} parameters, "
         said += f"{about['kv_bytes_per_token']:,} bytes of K/V per token"
