@@ -83,7 +83,7 @@ def rotation(positions: Tensor, head_width: int, dtype: torch.dtype, base: float
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """Turn the pairs (x_i, x_{i + D/2}) of x [B, R, H, D] by the angles of `rotation`."""
     cos, sin = by
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+    return (x * cos + x.roll(x.shape[-1] // 2, -1) * sin).to(x.dtype)
 
 
 def alibi_slopes(heads: int) -> Tensor:

@@ -113,8 +113,6 @@ class CausalLM(LightningModule):
         self._answers = {}
         return taken
 
-    # --- Lightning ---
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self._loss(batch, noise=batch.rows + self._noise_offset())
         self.train_length = max(self.train_length, batch.tokens.shape[1])
@@ -169,8 +167,6 @@ class CausalLM(LightningModule):
             raise ValueError("this checkpoint was not made by gca_lit: it has no record of its architecture")
         refuse_other_architecture(saved["architecture"], architecture(self.attention, self.config, self.vocab_size))
         self.train_length = saved["train_length"]
-
-    # --- helpers ---
 
     @property
     def _decoder(self) -> Decoder:
