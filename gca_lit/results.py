@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-POINT = ("task", "placement", "eval_length", "depth", "backend", "window", "k", "checkpoint_sha256", "seed")
+POINT = ("split", "task", "placement", "eval_length", "depth", "backend", "window", "k", "checkpoint_sha256", "seed")
 
 
 class ResultsFile:

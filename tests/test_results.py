@@ -25,7 +25,14 @@ def test_finished_means_done_for_the_same_point_and_n(tmp_path):
     file.append(POINT | {"status": "partial", "n": 7})
     assert file.finished(POINT, 5)
     assert not file.finished(POINT, 7) and not file.finished(POINT, 6)
-    for change in ({"seed": 1}, {"depth": 0.5}, {"checkpoint_sha256": "y"}, {"placement": "chunk"}, {"k": 4}):
+    for change in (
+        {"seed": 1},
+        {"depth": 0.5},
+        {"checkpoint_sha256": "y"},
+        {"placement": "chunk"},
+        {"k": 4},
+        {"split": "test"},
+    ):
         assert not file.finished(POINT | change, 5)
 
 

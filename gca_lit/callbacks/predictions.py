@@ -10,6 +10,7 @@ from typing import IO, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -51,6 +52,8 @@ class PredictionWriter(BasePredictionWriter):
         self._file.flush()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._file is not None:
+            rank_zero_info(f"predictions: {self._file.name}")
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -98,6 +98,7 @@ class Sweep:
                 "train_length": self.train_length,
                 "seed": plan.seed,
                 "segment": plan.segment,
+                "split": split,
             }
 
     def run(self) -> None:

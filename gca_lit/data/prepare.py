@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from gca_lit.data.shards import INDEX, SHARD_TOKENS, ShardWriter, read_manifest
+from gca_lit.data.shards import INDEX, SHARD_TOKENS, ShardReader, ShardWriter, read_manifest
 from gca_lit.data.tokenizers import load_tokenizer
 
 PART_BYTES = 16 << 20
@@ -61,7 +61,9 @@ def prepare(
         digests = list(in_order(pool, partial(inspect, column=text_column), files, 2 * workers))
         source = hashlib.sha256(json.dumps([text_column, shard_tokens, *digests]).encode()).hexdigest()
         if (Path(output) / INDEX).exists():
-            return _compare(output, tokens.identity, tokens.name, source)
+            _compare(output, tokens.identity, tokens.name, source)
+            if not _damaged(output):
+                return f"{output} is up to date"
 
         parts = [part for path in files for part in split(path)]
         encode = partial(encode_part, tokenizer=tokenizer, column=text_column)
@@ -163,7 +165,7 @@ def in_order(pool: Executor | None, function: Callable[[T], R], items: Iterable[
         yield waiting.popleft().result()
 
 
-def _compare(output: str, identity: str, name: str, source: str) -> str:
+def _compare(output: str, identity: str, name: str, source: str) -> None:
     manifest = read_manifest(Path(output))
     if manifest["tokenizer"]["identity"] != identity:
         raise ValueError(
@@ -172,7 +174,15 @@ def _compare(output: str, identity: str, name: str, source: str) -> str:
         )
     if manifest["source"] != source:
         raise ValueError(f"{output} holds shards of other inputs or settings: choose another --output or remove it")
-    return f"{output} is up to date"
+
+
+def _damaged(output: str) -> bool:
+    """Whether the shards are not what their manifest says: then they are written anew."""
+    try:
+        ShardReader(output, verify=True)
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def _check_parquet(path: str, column: str) -> None:

@@ -100,3 +100,15 @@ def test_command_line(tmp_path: Path, inputs: list[str], capsys: pytest.CaptureF
         main(["--input", str(tmp_path / "none*.txt"), "--output", str(tmp_path / "out")])
     assert caught.value.code == 2
     assert capsys.readouterr().err == f"error: no input matches {tmp_path}/none*.txt\n"
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:200] + bytes([b[200] ^ 1]) + b[201:]])
+def test_damaged_shards_are_written_anew(tmp_path, damage):
+    (tmp_path / "a.txt").write_text("some text " * 100)
+    run = [str(tmp_path / "a.txt")], str(tmp_path / "out")
+    prepare(*run)
+    shard = tmp_path / "out" / "tokens-00000.arrow"
+    good = shard.read_bytes()
+    shard.write_bytes(damage(good))
+    assert "up to date" not in prepare(*run)
+    assert shard.read_bytes() == good and "up to date" in prepare(*run)
