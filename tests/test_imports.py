@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "gca_kernels": (set(), {"torch", "triton"}),
     "gca_lit.layers": (set(), {"torch"}),
-    "gca_lit.memory": (set(), {"torch"}),
+    "gca_lit.memory": ({"gca_kernels.gather"}, {"torch"}),
     "gca_lit.attention": ({"gca_kernels", "gca_lit.layers", "gca_lit.memory"}, {"torch"}),
     "gca_lit.model": ({"gca_lit.layers", "gca_lit.attention.base", "gca_lit.memory"}, {"torch"}),
     "gca_lit.tasks": (set(), {"torch", "torchmetrics"}),
@@ -93,11 +93,15 @@ sys.modules["triton"] = None
 import torch
 import gca_lit.cli
 from gca_lit.attention import GroupedCrossAttention
+from gca_lit.memory import HostStore
 from gca_lit.model import Decoder, DecoderConfig
 config = DecoderConfig(width=16, heads=2, kv_heads=2, layers=2, mlp_width=16)
 network = Decoder(config, GroupedCrossAttention(chunk_size=4, window=10, top_k=2), 257)
 hidden = network(torch.randint(0, 257, (2, 32))).hidden
 network.logits(hidden).logsumexp(-1).mean().backward()
+state = network.new_state(2, HostStore())
+for segment in torch.randint(0, 257, (3, 2, 32)):
+    state = network(segment, state).state
 """
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

@@ -69,6 +69,7 @@ class View:
     rotation: rotary cosine and sine of these positions, or None.
     documents: document number of each row [B, R], or None when rows may look across document ends.
     table, selection: chunk K/V and the slots that index it, for layers with a retrieval group.
+    index: what the backend prepares from both, once for all layers of the group.
     block, start: rows per query chunk, and rows of the first one that came before row 0.
     served: [B, R], False where a row belongs to another document than its selection; None when all do.
     """
@@ -78,6 +79,7 @@ class View:
     documents: Tensor | None = None
     table: ChunkTable | None = None
     selection: Selection | None = None
+    index: Any = None
     block: int = 1
     start: int = 0
     served: Tensor | None = None
@@ -135,6 +137,10 @@ class RetrievalBackend(AttentionBackend):
     landmark_reads: Literal["previous", "own"]
     noise: Literal["gumbel", "none"]
     free_settings = ("window", "max_length", "top_k", "noise", "impl")
+
+    def index(self, table: ChunkTable, selection: Selection) -> Any:
+        """What the mixers of a group share beside the table and its selection; made outside of compiled layers."""
+        return None
 
     @abstractmethod
     def landmark_key(self, dims: Dims) -> nn.Module:

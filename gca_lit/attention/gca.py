@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gca_kernels import gca_attention
+from gca_kernels import GCAIndex, gca_attention, gca_index
 from gca_lit.attention.base import Dims, LayerPlan, Mixer, RetrievalBackend, View, check_window
 from gca_lit.attention.self_attention import KV, SelfAttention
 from gca_lit.layers import RMSNorm
+from gca_lit.memory.base import ChunkTable, Selection
 
 Score = Literal["dot", "cosine"]
 Residual = Literal["bypass", "add"]
@@ -101,6 +102,12 @@ class GroupedCrossAttention(RetrievalBackend):
     def retriever(self, dims: Dims) -> nn.Module:
         return Retriever(dims.width, self.retrieval_width, self.score)
 
+    def index(self, table: ChunkTable, selection: Selection) -> GCAIndex | None:
+        """The inverse index that the backward kernels read; the reference needs none."""
+        if not torch.is_grad_enabled() or self.impl == "reference" or not table.k.is_cuda:
+            return None
+        return gca_index(selection.ids, table.k.shape[1])
+
     def kv_bytes(self, dims: Dims, layers: int, length: int, itemsize: int) -> dict[str, int]:
         chunks = length // self.chunk_size
         row = 2 * dims.kv_heads * dims.head_width * itemsize
@@ -147,6 +154,7 @@ class GCAMixer(Mixer):
             start=view.start,
             softmax_offset=self.settings.softmax_offset,
             impl=self.settings.impl,
+            index=view.index,
         )
         return read if view.served is None else read * view.served[:, :, None, None]
 

@@ -10,10 +10,13 @@ from torch import Tensor
 
 
 class Copies(Protocol):
-    """Runs copies, perhaps later; `wait` returns when all of them are done."""
+    """Runs copies, perhaps later; `wait` returns when all of them are done, and all reads."""
 
     def run(self, copy: Callable[[], None], source: Tensor) -> None:
         """Start `copy`, which reads `source`; the source stays valid until it is done."""
+
+    def read(self, read: Callable[[], Tensor]) -> Tensor:
+        """What `read` gives: device work that comes after the copies so far and before later ones. Nobody waits."""
 
     def wait(self) -> None: ...
 
@@ -23,6 +26,9 @@ class InlineCopies:
 
     def run(self, copy: Callable[[], None], source: Tensor) -> None:
         copy()
+
+    def read(self, read: Callable[[], Tensor]) -> Tensor:
+        return read()
 
     def wait(self) -> None:
         return None
@@ -40,6 +46,13 @@ class StreamCopies:
         with torch.cuda.stream(self._stream):
             copy()
         source.record_stream(self._stream)
+
+    def read(self, read: Callable[[], Tensor]) -> Tensor:
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        result = read()
+        self._stream.wait_stream(current)
+        return result
 
     def wait(self) -> None:
         self._stream.synchronize()

@@ -23,7 +23,8 @@ class ChunkSlabs:
         self.signature = _signature(like)
         self.batch_size, self.shape, self.dtype = like.shape[0], tuple(like.shape[2:]), like.dtype
         self.width = 2 * like.shape[2:].numel()
-        chunks = max(1, slab_bytes // (self.width * self.dtype.itemsize))
+        self.row_bytes = self.width * self.dtype.itemsize
+        chunks = max(1, slab_bytes // self.row_bytes)
         self.rows_per_slab = 1 << (chunks.bit_length() - 1)
         self.device, self.pin = device, pin
         self.slabs: list[Tensor] = []
@@ -54,12 +55,21 @@ class ChunkSlabs:
             self.rows += n
             rows = rows[n:]
 
+    def check(self, ids: Tensor) -> None:
+        """Raise IndexError when a chunk number has not been written. Waits for the device of `ids`."""
+        chunks = self.rows // self.batch_size
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < chunks:
+            raise IndexError(f"chunk numbers must lie in [0, {chunks}), got {ids.tolist()}")
+
+    def row_numbers(self, ids: Tensor) -> Tensor:
+        """Chunk numbers int64 [B, U] -> numbers [B * U] of their rows, counted through all slabs."""
+        return (ids * self.batch_size + torch.arange(self.batch_size, device=ids.device)[:, None]).flatten()
+
     def gather(self, ids: Tensor) -> Tensor:
         """Rows [B * U, width] of chunks `ids` int64 [B, U], on the slabs' device (and pinned like them)."""
         ids = ids.to(self.device)
-        row = (ids * self.batch_size + torch.arange(self.batch_size, device=self.device)[:, None]).flatten()
-        if len(row) and not 0 <= int(row.min()) <= int(row.max()) < self.rows:
-            raise IndexError(f"chunk numbers must lie in [0, {self.rows // self.batch_size}), got {ids.tolist()}")
+        self.check(ids)
+        row = self.row_numbers(ids)
         out = torch.empty((len(row), self.width), dtype=self.dtype, device=self.device, pin_memory=self.pin)
         if len(self.slabs) == 1:
             return torch.index_select(self.slabs[0], 0, row, out=out)
@@ -70,7 +80,7 @@ class ChunkSlabs:
         return out
 
     def nbytes(self) -> int:
-        return len(self.slabs) * self.rows_per_slab * self.width * self.dtype.itemsize
+        return len(self.slabs) * self.rows_per_slab * self.row_bytes
 
     def reset(self) -> None:
         self.rows = 0

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gca_lit.attention.base import Past, View
+from gca_lit.attention.base import Dims, Past, RetrievalBackend, View
 from gca_lit.memory import ChunkMemory, ChunkTable, Selection
 from gca_lit.model.block import Block, run_blocks
 from gca_lit.model.retrieval import Noise, select
@@ -46,16 +46,19 @@ class Group(nn.Module):
 
     Args:
         number: of the group, from 0.
-        retriever: residual stream at landmarks -> query.
+        attention: the backend, which makes the retriever.
+        dims: widths.
         layers: from bottom to top.
-        top_k: slots of a selection.
         recompute: gradient checkpointing of the layers.
     """
 
-    def __init__(self, number: int, retriever: nn.Module, layers: list[Block], top_k: int, recompute: bool) -> None:
+    def __init__(
+        self, number: int, attention: RetrievalBackend, dims: Dims, layers: list[Block], recompute: bool
+    ) -> None:
         super().__init__()
-        self.number, self.top_k, self.recompute = number, top_k, recompute
-        self.retriever = retriever
+        self.number, self.top_k, self.recompute = number, attention.top_k, recompute
+        self.index = attention.index
+        self.retriever = attention.retriever(dims)
         self.layers = nn.ModuleList(layers)
 
     def empty_pasts(self, batch_size: int, like: Tensor) -> tuple[Past, ...]:
@@ -79,5 +82,6 @@ class Group(nn.Module):
         )
         table, slots = (run.own, selection) if run.memory is None else run.memory.table(selection, run.own)
         slots = Selection(slots.ids[:, run.skip :], slots.weights[:, run.skip :])
-        x, pasts = run_blocks(self.layers, pasts, x, replace(run.view, table=table, selection=slots), self.recompute)
+        view = replace(run.view, table=table, selection=slots, index=self.index(table, slots))
+        x, pasts = run_blocks(self.layers, pasts, x, view, self.recompute)
         return x, pasts, selection

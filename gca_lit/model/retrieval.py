@@ -16,7 +16,9 @@ from torch import Tensor
 
 from gca_lit.memory.base import Selection
 
-LANDMARKS_AT_ONCE = 8192
+LANDMARKS_AT_ONCE = 32_768
+RUN = 64
+"""Landmarks whose best score is looked at before their own."""
 NOTHING = torch.iinfo(torch.int64).min
 LOW_BITS = 0xFFFFFFFF
 
@@ -81,13 +83,29 @@ def select(
             scores = queries.float() @ part.float().transpose(1, 2)
             if noise is not None:
                 scores = scores + noise(asking, chunks)
-            seen = chunks < asking[:, None]
+            hidden = chunks >= asking[:, None]
             if documents is not None:
-                seen = seen & (documents[0][:, :, None] == documents[1][:, None, begin : begin + part.shape[1]])
-            candidates = torch.where(seen, _order(scores, chunks), NOTHING)
+                hidden = hidden | (documents[0][:, :, None] != documents[1][:, None, begin : begin + part.shape[1]])
+            candidates = _candidates(scores.masked_fill_(hidden, -torch.inf), chunks, top_k)
             best = torch.cat((best, candidates), -1).topk(top_k, -1).values
     ids = torch.where(best == NOTHING, -1, LOW_BITS - (best & LOW_BITS))
     return Selection(ids, _weights(queries, keys, ids))
+
+
+def _candidates(scores: Tensor, chunks: Tensor, top_k: int) -> Tensor:
+    """Order keys of some scores [B, Q, n] that hold the `top_k` best ones; hidden ones, -inf, are NOTHING.
+
+    Whatever is among the best stands in one of the `top_k` runs whose best scores are highest, exact ties included.
+    """
+    runs = -(-scores.shape[-1] // RUN)
+    if runs > top_k:
+        padding = (0, runs * RUN - scores.shape[-1])
+        scores = F.pad(scores, padding, value=-torch.inf).unflatten(-1, (runs, RUN))
+        numbers = torch.arange(runs, device=scores.device)
+        run = LOW_BITS - (_order(scores.amax(-1), numbers).topk(top_k, -1).values & LOW_BITS)
+        scores = scores.gather(2, run[..., None].expand(-1, -1, -1, RUN)).flatten(2)
+        chunks = F.pad(chunks, padding).view(runs, RUN)[run].flatten(2)
+    return torch.where(scores == -torch.inf, NOTHING, _order(scores, chunks))
 
 
 def _order(scores: Tensor, chunks: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class UpperHalf(nn.Module):
         self.groups = nn.ModuleList()
         for number in numbers:
             layers = [block for block, p in zip(blocks, plan, strict=True) if p.group == number]
-            self.groups.append(Group(number, attention.retriever(dims), layers, attention.top_k, recompute))
+            self.groups.append(Group(number, attention, dims, layers, recompute))
         block = attention.chunk_size + 1
         self.reach = sum(p.window or 0 for p in plan) + 2 * len(numbers) * block
         """Rows to run before a row that is read: the windows, and two blocks a group."""

@@ -111,9 +111,3 @@ def test_errors_name_the_argument(change, message):
     arguments |= {name: make(arguments) for name, make in change.items()}
     with pytest.raises(ValueError, match=message):
         gca_attention(**arguments)
-
-
-def test_an_explicit_triton_never_falls_back():
-    q, k, v, ids, weights = inputs()
-    with pytest.raises(NotImplementedError, match="no Triton kernel"):
-        gca_attention(q, k, v, ids, weights, block=4, impl="triton")

@@ -6,10 +6,12 @@ import time
 import pytest
 import torch
 
+from gca_kernels.gather import RowGather
 from gca_lit.memory import ChunkMemory, ChunkTable, DeviceStore, HostStore, Selection
 from gca_lit.memory.slabs import ChunkSlabs
 
 STORES = [DeviceStore, HostStore]
+GATHERS = ["auto", "staged", "direct"]
 
 
 class LateCopies:
@@ -139,6 +141,80 @@ def test_landmarks_grow_and_are_counted():
     assert memory.count == 16
     assert torch.equal(memory.landmarks(), torch.cat(parts, 1))
     assert memory.bytes()["device"] >= 2 * 16 * 5 * 4 and memory.bytes()["host"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="slabs of plain memory need the interpreter")
+def test_a_direct_read_gives_the_bytes_written():
+    store = HostStore()
+    store._slab_bytes = 1000
+    store.write(*chunks(2, 1, 0))
+    store._direct = RowGather(store._slabs.slabs, torch.device("cpu"))
+    store.write(*chunks(2, 30, 1))
+    assert len(store._slabs.slabs) > 2
+    k, v = (torch.cat(both, 1) for both in zip(chunks(2, 1, 0), chunks(2, 30, 1), strict=True))
+    ids = torch.tensor([[0, 30, 3, 3], [5, 1, 0, 29]])
+    batch = torch.arange(2)[:, None]
+    read_k, read_v = store.read(ids)
+    assert torch.equal(read_k, k[batch, ids]) and torch.equal(read_v, v[batch, ids])
+    with pytest.raises(IndexError, match=r"\[0, 31\)"):
+        store.read(torch.tensor([[31], [0]]))
+
+
+def test_a_gather_that_cannot_be_is_named():
+    with pytest.raises(ValueError, match='gather must be "auto"'):
+        HostStore(gather="kernel")
+    store = HostStore(gather="direct")
+    with pytest.raises(RuntimeError, match="needs a CUDA device"):
+        store.write(*chunks(2, 4, 0))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gather", GATHERS)
+def test_episodes_follow_each_other_without_mixing(gather):
+    store, device_store = HostStore(slab_mib=1, gather=gather), DeviceStore()
+    for episode in range(3):
+        store.reset()
+        device_store.reset()
+        for seed in range(4):
+            k, v = (x.cuda() for x in chunks(2, 3000, 10 * episode + seed, torch.bfloat16))
+            torch.cuda._sleep(10_000_000)  # the writes are still under way when the read is asked for
+            store.write(k, v)
+            device_store.write(k, v)
+            ids = torch.randint(0, 3000 * (seed + 1), (2, 700), device="cuda")
+            for read, expected in zip(store.read(ids), device_store.read(ids), strict=True):
+                assert torch.equal(read, expected)
+    store.close()
+
+
+@pytest.mark.gpu
+def test_a_direct_read_keeps_nobody_waiting_and_is_not_overwritten():
+    store = HostStore(gather="direct")
+    first, second = ([x.cuda() for x in chunks(2, 3000, seed)] for seed in range(2))
+    ids = torch.randint(0, 3000, (2, 700), device="cuda")
+    batch = torch.arange(2, device="cuda")[:, None]
+    store.write(*first)
+    store.read(ids)  # compiles the kernel
+    torch.cuda.synchronize()
+    torch.cuda._sleep(1_000_000_000)
+    store.write(*first)
+    read = store.read(ids)
+    assert not torch.cuda.current_stream().query()
+    store._slabs.reset()  # `store.reset` would wait
+    store.write(*second)
+    assert not torch.cuda.current_stream().query()
+    assert all(torch.equal(got, written[batch, ids]) for got, written in zip(read, first, strict=True))
+    assert all(torch.equal(got, written[batch, ids]) for got, written in zip(store.read(ids), second, strict=True))
+    store.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gather", GATHERS)
+def test_chunk_numbers_on_the_host_are_checked(gather):
+    store = HostStore(gather=gather)
+    store.write(*(x.cuda() for x in chunks(2, 4, 0)))
+    assert store.read(torch.tensor([[3], [0]]))[0].is_cuda
+    with pytest.raises(IndexError, match=r"\[0, 4\)"):
+        store.read(torch.tensor([[4], [0]]))
 
 
 @pytest.mark.gpu

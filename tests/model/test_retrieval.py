@@ -39,6 +39,21 @@ def test_exact_ties_go_to_the_lower_number(monkeypatch, at_once):
         assert select(queries, [keys], first=8, top_k=3).ids.tolist() == [[[0, 1, 2]]]
 
 
+@pytest.mark.parametrize("at_once", [13, 1000])
+@pytest.mark.parametrize("values", [2, 5, 1000])
+def test_looks_at_the_best_of_runs_first_and_stays_exact(monkeypatch, at_once, values):
+    """Few different scores, so that ties lie across the runs' borders."""
+    monkeypatch.setattr(retrieval, "LANDMARKS_AT_ONCE", at_once)
+    monkeypatch.setattr(retrieval, "RUN", 4)
+    scores = torch.randint(values, (2, 5, 83), generator=torch.Generator().manual_seed(values)).float()
+    eye = torch.eye(83).expand(2, -1, -1)
+    made = select(scores, [eye], first=78, top_k=3)
+    for b in range(2):
+        for q in range(5):
+            order = scores[b, q, : 78 + q].sort(descending=True, stable=True).indices[:3]
+            assert made.ids[b, q].tolist() == order.tolist()
+
+
 def test_nothing_visible_has_weight_and_gradient_zero():
     queries, keys = (x.requires_grad_() for x in data(Q=1))
     made = select(queries, [keys], first=0, top_k=4)

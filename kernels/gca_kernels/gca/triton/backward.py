@@ -1,0 +1,220 @@
+"""The backward kernels: one over query tiles for q and the weights, one over pieces of the index for K and V.
+
+There is one softmax per slot, so the subtracted row sum is per slot too: delta = rowsum(P * dP), P and dP of one slot.
+The first kernel takes it, keeps it in the packed layout of the log-sum-exp, and its sum is the gradient of the weight.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gca_kernels.gca.index import GCAIndex, piece_length
+from gca_kernels.gca.triton.blocks import chunk_blocks, pad, query_blocks
+from gca_kernels.gca.triton.launch import LOG2_E, RUNTIME, Shape
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def query_kernel(
+    q, k, v, ids, weights, lse, grad, grad_q, delta, grad_weights,
+    q_b, q_r, q_h, k_b, k_n, k_c, k_h, v_b, v_n, v_c, v_h, g_b, g_r, g_h,
+    rows, queries, slots, chunks, block, start, packing, scale,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
+    TILE: tl.constexpr, TILE_C: tl.constexpr, TILE_D: tl.constexpr, LOG2_E: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(block * GROUP, TILE)
+    query = tl.program_id(0) // tiles
+    tile = tl.program_id(0) % tiles
+    batch = (tl.program_id(1) // (HEADS // GROUP)).to(tl.int64)
+    kv_head = (tl.program_id(1) % (HEADS // GROUP)).to(tl.int64)
+    pair = tile * TILE + tl.arange(0, TILE)
+    row = query * block - start + pair // GROUP
+    live = (pair < block * GROUP) & (row >= 0) & (row < rows)
+    row_in_block = (pair // GROUP)[:, None]
+    head = (kv_head * GROUP + pair % GROUP)[:, None]
+    first_row = (query * block - start).to(tl.int64)
+    c = tl.arange(0, TILE_C)
+    d = tl.arange(0, TILE_D)
+    inside = live[:, None] & (d < D)[None, :]
+    in_chunk = (c < C)[:, None] & (d < D)[None, :]
+
+    q_tile = tl.load(
+        q + batch * q_b + first_row * q_r + row_in_block * q_r + head * q_h + d[None, :], mask=inside, other=0.0
+    )
+    g_at = batch * g_b + first_row * g_r + row_in_block * g_r + head * g_h + d[None, :]
+    g_tile = tl.load(grad + g_at, mask=inside, other=0.0)
+    k_at = k + batch * k_b + kv_head * k_h + c[:, None] * k_c + d[None, :]
+    v_at = v + batch * v_b + kv_head * v_h + c[:, None] * v_c + d[None, :]
+    slot_at = (batch * queries + query) * slots
+    packed_at = ((batch * (HEADS // GROUP) + kv_head) * queries + query) * slots * (packing * 16) + pair
+    total = tl.zeros([TILE, TILE_D], dtype=tl.float32)
+    for slot in range(slots):
+        chunk = tl.load(ids + slot_at + slot).to(tl.int64)
+        filled = (chunk >= 0) & (chunk < chunks)
+        weight = tl.load(weights + slot_at + slot, mask=filled, other=0.0).to(tl.float32)
+        k_tile = tl.load(k_at + chunk * k_n, mask=in_chunk & filled, other=0.0)
+        v_tile = tl.load(v_at + chunk * v_n, mask=in_chunk & filled, other=0.0)
+        row_lse = tl.load(lse + packed_at + slot * (packing * 16))
+        score = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
+        p = tl.exp2(score * (scale * LOG2_E) - row_lse[:, None])
+        if C < TILE_C:
+            p = tl.where((c < C)[None, :], p, 0.0)
+        grad_p = tl.dot(g_tile, tl.trans(v_tile), input_precision="ieee")
+        row_delta = tl.sum(p * grad_p, 1)
+        tl.store(delta + packed_at + slot * (packing * 16), row_delta)
+        part = (slot_at + slot) * (HEADS // GROUP) * tiles + kv_head * tiles + tile
+        tl.store(grad_weights + part, tl.sum(row_delta, 0))
+        grad_score = p * (grad_p - row_delta[:, None]) * weight
+        total = tl.dot(grad_score.to(k_tile.dtype), k_tile, total, input_precision="ieee")
+    out_at = ((batch * rows + first_row) * HEADS + row_in_block * HEADS + head) * D + d[None, :]
+    tl.store(grad_q + out_at, (total * scale).to(grad_q.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def chunk_kernel(
+    q, k, v, weights, lse, grad, delta, entries, runs, cuts, grad_k, grad_v, partial,
+    q_b, q_r, q_h, k_b, k_n, k_c, k_h, v_b, v_n, v_c, v_h, g_b, g_r, g_h,
+    rows, queries, slots, chunks, block, start, packing, scale, tables, length,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
+    TILE: tl.constexpr, TILE_C: tl.constexpr, TILE_D: tl.constexpr, LOG2_E: tl.constexpr,
+):  # fmt: skip
+    KV_HEADS: tl.constexpr = HEADS // GROUP
+    kv_head = tl.program_id(1).to(tl.int64)
+    cut_count = tl.cdiv(queries * slots, length)
+    all_cuts = tables // chunks * cut_count
+    piece = tl.program_id(0)
+    if piece < all_cuts:  # a later piece of a long run
+        batch = (piece // cut_count).to(tl.int64)
+        chunk = tl.load(cuts + piece).to(tl.int64)
+        if chunk < 0:
+            return
+        begin = piece % cut_count * length
+        end = tl.minimum(begin + length, tl.load(runs + (batch * chunks + chunk) * 2 + 1))
+        partial_number = piece
+    else:  # a whole run, or the first piece of a long one
+        batch = ((piece - all_cuts) // chunks).to(tl.int64)
+        chunk = ((piece - all_cuts) % chunks).to(tl.int64)
+        begin = tl.load(runs + (batch * chunks + chunk) * 2)
+        end = tl.load(runs + (batch * chunks + chunk) * 2 + 1)
+        partial_number = -1
+        if end - begin > length:
+            end = (begin // length + 1) * length
+            partial_number = all_cuts + (batch * cut_count).to(tl.int32) + begin // length
+    c = tl.program_id(2) * TILE_C + tl.arange(0, TILE_C)
+    d = tl.arange(0, TILE_D)
+    in_chunk = (c < C)[:, None] & (d < D)[None, :]
+    k_at = k + batch * k_b + chunk * k_n + kv_head * k_h + c[:, None] * k_c + d[None, :]
+    v_at = v + batch * v_b + chunk * v_n + kv_head * v_h + c[:, None] * v_c + d[None, :]
+    k_tile = tl.load(k_at, mask=in_chunk, other=0.0)
+    v_tile = tl.load(v_at, mask=in_chunk, other=0.0)
+
+    pairs = block * GROUP
+    tiles = tl.cdiv(pairs, TILE)
+    q_at = q + batch * q_b + d[None, :]
+    g_at = grad + batch * g_b + d[None, :]
+    packed = (batch * KV_HEADS + kv_head) * queries * slots
+    total_k = tl.zeros([TILE_C, TILE_D], dtype=tl.float32)
+    total_v = tl.zeros([TILE_C, TILE_D], dtype=tl.float32)
+    entries += batch * queries * slots
+    weights += batch * queries * slots
+    for step in range(begin * tiles, end * tiles):
+        entry = tl.load(entries + step // tiles)
+        query = entry // slots
+        pair = (step % tiles) * TILE + tl.arange(0, TILE)
+        row = query * block - start + pair // GROUP
+        live = (pair < pairs) & (row >= 0) & (row < rows)
+        inside = live[:, None] & (d < D)[None, :]
+        head = (kv_head * GROUP + pair % GROUP)[:, None]
+        row_in_block = (pair // GROUP)[:, None]
+        first_row = (query * block - start).to(tl.int64)
+        in_use = query * block - start < rows
+        packed_at = (packed + entry) * (packing * 16) + pair
+        q_tile = tl.load(q_at + first_row * q_r + (row_in_block * q_r + head * q_h), mask=inside, other=0.0)
+        g_tile = tl.load(g_at + first_row * g_r + (row_in_block * g_r + head * g_h), mask=inside, other=0.0)
+        row_lse = tl.load(lse + packed_at)
+        row_delta = tl.load(delta + packed_at)
+        weight = tl.load(weights + entry, mask=in_use, other=0.0).to(tl.float32)
+        score = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")
+        p = tl.exp2(score * (scale * LOG2_E) - row_lse[None, :]) * weight
+        total_v = tl.dot(p.to(g_tile.dtype), g_tile, total_v, input_precision="ieee")
+        grad_p = tl.dot(v_tile, tl.trans(g_tile), input_precision="ieee")
+        grad_score = p * (grad_p - row_delta[None, :])
+        total_k = tl.dot(grad_score.to(q_tile.dtype), q_tile, total_k, input_precision="ieee")
+
+    total_k = total_k * scale
+    at = (c[:, None] * KV_HEADS + kv_head) * D + d[None, :]
+    if partial_number < 0:
+        table_at = (batch * chunks + chunk) * (C * KV_HEADS * D) + at
+        tl.store(grad_k + table_at, total_k.to(grad_k.dtype.element_ty), mask=in_chunk)
+        tl.store(grad_v + table_at, total_v.to(grad_v.dtype.element_ty), mask=in_chunk)
+    else:
+        partial_at = partial + partial_number.to(tl.int64) * (2 * C * KV_HEADS * D) + at
+        tl.store(partial_at, total_k, mask=in_chunk)
+        tl.store(partial_at + C * KV_HEADS * D, total_v, mask=in_chunk)
+
+
+@triton.jit(do_not_specialize=["places", "chunks", "tables", "length"])
+def sum_kernel(
+    runs, partial, grad_k, grad_v, places, chunks, tables, length, SIZE: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    table = tl.program_id(0).to(tl.int64)
+    begin = tl.load(runs + table * 2)
+    end = tl.load(runs + table * 2 + 1)
+    if end - begin <= length:
+        return
+    at = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    cut_count = tl.cdiv(places, length)
+    first_cut = table // chunks * cut_count
+    from_part = partial + (tables // chunks * cut_count + first_cut + begin // length) * (2 * SIZE) + at
+    total_k = tl.load(from_part, mask=at < SIZE, other=0.0)
+    total_v = tl.load(from_part + SIZE, mask=at < SIZE, other=0.0)
+    for cut in range(begin // length + 1, tl.cdiv(end, length)):
+        from_part = partial + (first_cut + cut) * (2 * SIZE) + at
+        total_k += tl.load(from_part, mask=at < SIZE, other=0.0)
+        total_v += tl.load(from_part + SIZE, mask=at < SIZE, other=0.0)
+    tl.store(grad_k + table * SIZE + at, total_k.to(grad_k.dtype.element_ty), mask=at < SIZE)
+    tl.store(grad_v + table * SIZE + at, total_v.to(grad_v.dtype.element_ty), mask=at < SIZE)
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, ids: Tensor, weights: Tensor, lse: Tensor, index: GCAIndex,
+    block: int, start: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """-> gradients of q, k, v and the weights, each contiguous and in the dtype of what it belongs to."""
+    shape = Shape.of(q, k, ids, block, start)
+    sizes = (
+        *q.stride()[:3], *k.stride()[:4], *v.stride()[:4], *grad.stride()[:3],
+        shape.rows, shape.queries, shape.slots, shape.chunks, shape.block, shape.start, shape.packing, scale,
+    )  # fmt: skip
+    constants = {
+        "HEADS": shape.heads, "GROUP": shape.group, "C": shape.chunk_rows, "D": shape.head_width,
+        "TILE_D": pad(shape.head_width), "LOG2_E": LOG2_E,
+    }  # fmt: skip
+
+    blocks = query_blocks(shape.pairs, shape.chunk_rows, shape.head_width, q.element_size())
+    tiles = triton.cdiv(shape.pairs, blocks.rows)
+    grad_q, delta = q.new_empty(q.shape), torch.zeros_like(lse)
+    grad_weights = lse.new_zeros(*ids.shape, shape.kv_heads * tiles)
+    query_kernel[(shape.queries_in_use * tiles, shape.batch * shape.kv_heads)](
+        q, k, v, ids, weights, lse, grad, grad_q, delta, grad_weights, *sizes, **constants, **blocks.options
+    )
+
+    grad_k, grad_v = k.new_empty(k.shape), v.new_empty(v.shape)
+    if shape.chunks:
+        blocks = chunk_blocks(shape.pairs, shape.chunk_rows, shape.head_width, q.element_size())
+        length = piece_length(shape.queries, shape.slots, shape.chunks)
+        tables, places = shape.batch * shape.chunks, shape.queries * shape.slots
+        partial = lse.new_empty(2 * index.cuts.numel(), 2, *k.shape[2:])
+        grid = index.cuts.numel() + tables, shape.kv_heads, triton.cdiv(shape.chunk_rows, blocks.chunk_rows)
+        chunk_kernel[grid](
+            q, k, v, weights, lse, grad, delta, *index, grad_k, grad_v, partial, *sizes, tables, length,
+            **constants, **blocks.options,
+        )  # fmt: skip
+        size = grad_k[0, 0].numel()
+        sum_kernel[(tables, triton.cdiv(size, 4096))](
+            index.runs, partial, grad_k, grad_v, places, shape.chunks, tables, length,
+            SIZE=size, TILE=4096, num_warps=8,
+        )  # fmt: skip
+    return grad_q, grad_k, grad_v, grad_weights.sum(-1).to(weights.dtype)

@@ -1,0 +1,74 @@
+"""Tile sizes: small tables measured on an H200, so that nothing is tuned while a program runs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+SMALL = 64 * 64 * 2
+"""Bytes of K of a padded chunk that leave room for wide tiles and several stages."""
+
+
+class Blocks(NamedTuple):
+    """Tile of one kernel: query rows times query heads per K/V head, and chunk rows; then how it is launched.
+
+    registers: most of a thread, so that more programs share a multiprocessor; None leaves it to the compiler.
+    """
+
+    rows: int
+    chunk_rows: int
+    warps: int
+    stages: int
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        tile = {"TILE": self.rows, "TILE_C": self.chunk_rows, "num_warps": self.warps, "num_stages": self.stages}
+        return tile if self.registers is None else tile | {"maxnreg": self.registers}
+
+
+def pad(n: int) -> int:
+    """Tile length that holds n and that a matrix product takes: a power of two from 16 on."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def forward_blocks(pairs: int, chunk_rows: int, head_width: int, itemsize: int) -> Blocks:
+    """Of the forward kernel.
+
+    Args:
+        pairs: rows of a query chunk times query heads per K/V head.
+        chunk_rows: C.
+        head_width: D.
+        itemsize: bytes of an element.
+    """
+    C, size = pad(chunk_rows), chunk_bytes(chunk_rows, head_width, itemsize)
+    if size <= SMALL:
+        return Blocks(min(pad(pairs), 64), C, 4, 2)
+    if size <= 4 * SMALL:
+        return Blocks(min(pad(pairs), 64), C, 4 if C <= 128 else 8, 2)
+    return Blocks(min(pad(pairs), 32), C, 8, 1)
+
+
+def query_blocks(pairs: int, chunk_rows: int, head_width: int, itemsize: int) -> Blocks:
+    """Of the backward kernel over query tiles; arguments as for `forward_blocks`."""
+    C, size = pad(chunk_rows), chunk_bytes(chunk_rows, head_width, itemsize)
+    if size <= SMALL:
+        return Blocks(min(pad(pairs), 64), C, 4, 2, registers=128 if itemsize == 2 else None)
+    if size <= 4 * SMALL:
+        return Blocks(min(pad(pairs), 64), C, 4 if size <= 2 * SMALL else 8, 2)
+    return Blocks(min(pad(pairs), 32), C, 8, 1)
+
+
+def chunk_blocks(pairs: int, chunk_rows: int, head_width: int, itemsize: int) -> Blocks:
+    """Of the backward kernel over chunks, which takes a long chunk in several tiles."""
+    C = min(pad(chunk_rows), 64)
+    size = chunk_bytes(C, head_width, itemsize)
+    if size <= SMALL:
+        return Blocks(min(pad(pairs), 64), C, 4, 2, registers=168 if itemsize == 2 else None)
+    if size <= 2 * SMALL and itemsize == 2:
+        return Blocks(min(pad(pairs), 64), C, 4, 2)
+    return Blocks(min(pad(pairs), 64), C if head_width <= 128 else 32, 8, 2 if itemsize == 2 else 1)
+
+
+def chunk_bytes(chunk_rows: int, head_width: int, itemsize: int) -> int:
+    """Bytes of one head's K of a padded chunk."""
+    return pad(chunk_rows) * pad(head_width) * itemsize

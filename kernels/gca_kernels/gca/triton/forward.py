@@ -1,0 +1,89 @@
+"""The forward kernel: one program owns a tile of query rows and walks the slots of their query chunk.
+
+A tile counts pairs (row, query head) of one K/V head, row slowest, so that all heads of a group read K and V once.
+The log-sum-exp of each pair and slot, base 2, is kept for the backward pass, packed by pairs (see `launch.Shape`).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gca_kernels.gca.triton.blocks import forward_blocks, pad
+from gca_kernels.gca.triton.launch import LOG2_E, RUNTIME, Shape
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def forward_kernel(
+    q, k, v, ids, weights, out, lse,
+    q_b, q_r, q_h, k_b, k_n, k_c, k_h, v_b, v_n, v_c, v_h, o_b, o_r, o_h,
+    rows, queries, slots, chunks, block, start, packing, scale_log2, offset,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, C: tl.constexpr, D: tl.constexpr, OFFSET: tl.constexpr,
+    TILE: tl.constexpr, TILE_C: tl.constexpr, TILE_D: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(block * GROUP, TILE)
+    query = tl.program_id(0) // tiles
+    batch = (tl.program_id(1) // (HEADS // GROUP)).to(tl.int64)
+    kv_head = (tl.program_id(1) % (HEADS // GROUP)).to(tl.int64)
+    pair = (tl.program_id(0) % tiles) * TILE + tl.arange(0, TILE)
+    row = query * block - start + pair // GROUP
+    live = (pair < block * GROUP) & (row >= 0) & (row < rows)
+    row_in_block = (pair // GROUP)[:, None]
+    head = (kv_head * GROUP + pair % GROUP)[:, None]
+    first_row = (query * block - start).to(tl.int64)
+    c = tl.arange(0, TILE_C)
+    d = tl.arange(0, TILE_D)
+    inside = live[:, None] & (d < D)[None, :]
+    in_chunk = (c < C)[:, None] & (d < D)[None, :]
+
+    q_tile = tl.load(
+        q + batch * q_b + first_row * q_r + row_in_block * q_r + head * q_h + d[None, :], mask=inside, other=0.0
+    )
+    k_at = k + batch * k_b + kv_head * k_h + c[:, None] * k_c + d[None, :]
+    v_at = v + batch * v_b + kv_head * v_h + c[:, None] * v_c + d[None, :]
+    slot_at = (batch * queries + query) * slots
+    lse_at = lse + ((batch * (HEADS // GROUP) + kv_head) * queries + query) * slots * (packing * 16) + pair
+    total = tl.zeros([TILE, TILE_D], dtype=tl.float32)
+    for slot in range(slots):
+        chunk = tl.load(ids + slot_at + slot).to(tl.int64)
+        filled = (chunk >= 0) & (chunk < chunks)
+        weight = tl.load(weights + slot_at + slot, mask=filled, other=0.0).to(tl.float32)
+        k_tile = tl.load(k_at + chunk * k_n, mask=in_chunk & filled, other=0.0)
+        v_tile = tl.load(v_at + chunk * v_n, mask=in_chunk & filled, other=0.0)
+        score = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
+        if C < TILE_C:
+            score = tl.where((c < C)[None, :], score, float("-inf"))
+        top = tl.max(score, 1) * scale_log2
+        if OFFSET:
+            top = tl.maximum(top, 0.0)
+        p = tl.exp2(score * scale_log2 - top[:, None])
+        norm = tl.sum(p, 1)
+        if OFFSET:
+            norm += offset * tl.exp2(-top)
+        tl.store(lse_at + slot * (packing * 16), top + tl.log2(norm))
+        p = p * (weight / norm)[:, None]
+        total = tl.dot(p.to(v_tile.dtype), v_tile, total, input_precision="ieee")
+    out_at = out + batch * o_b + first_row * o_r + row_in_block * o_r + head * o_h + d[None, :]
+    tl.store(out_at, total.to(out.dtype.element_ty), mask=inside)
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, weights: Tensor, block: int, start: int, scale: float, offset: float
+) -> tuple[Tensor, Tensor]:
+    """-> (output [B, R, H, D], log-sum-exp, packed)."""
+    shape = Shape.of(q, k, ids, block, start)
+    out = q.new_empty(q.shape)
+    lse = q.new_zeros(shape.packed, dtype=torch.float32)
+    blocks = forward_blocks(shape.pairs, shape.chunk_rows, shape.head_width, q.element_size())
+    grid = (shape.queries_in_use * triton.cdiv(shape.pairs, blocks.rows), shape.batch * shape.kv_heads)
+    forward_kernel[grid](
+        q, k, v, ids, weights, out, lse,
+        *q.stride()[:3], *k.stride()[:4], *v.stride()[:4], *out.stride()[:3],
+        shape.rows, shape.queries, shape.slots, shape.chunks, shape.block, shape.start, shape.packing,
+        scale * LOG2_E, offset,
+        HEADS=shape.heads, GROUP=shape.group, C=shape.chunk_rows, D=shape.head_width, OFFSET=offset > 0,
+        TILE_D=pad(shape.head_width), **blocks.options,
+    )  # fmt: skip
+    return out, lse
