@@ -35,6 +35,7 @@ class CausalLM(LightningModule):
         schedule: of the learning rate.
         store: where chunk K/V go while predicting; null is a HostStore.
         predict_segment: text tokens of one forward while predicting.
+        compile: compile layers and chunk encoder with torch.compile, anew for each row length that differs.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class CausalLM(LightningModule):
         schedule: Schedule = _COSINE,
         store: ChunkStore | None = None,
         predict_segment: int = 16_384,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if predict_segment < 1:
@@ -55,6 +57,7 @@ class CausalLM(LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.store: ChunkStore = HostStore() if store is None else store
         self.predict_segment = predict_segment
+        self.compiled = compile
         self.train_length = 0
         """The longest row, in text tokens, that the weights were trained on; kept in checkpoints."""
         self.network: Decoder | None = None
@@ -68,6 +71,8 @@ class CausalLM(LightningModule):
         device = torch.get_default_device()
         with device if device.type == "meta" else torch.device("cpu"):
             self.network = Decoder(self.config, self.attention, self.vocab_size)
+        if self.compiled:
+            self.network.compile_parts()
         about = self.describe()
         said = f"{about['backend']}: {about['params']:,} parameters, "
         said += f"{about['kv_bytes_per_token']:,} bytes of K/V per token"

@@ -46,8 +46,11 @@ def _dense(
     q: Tensor, k: Tensor, v: Tensor, window: int | None, slopes: Tensor | None, documents: Tensor | None
 ) -> Tensor:
     R, past = q.shape[1], k.shape[1] - q.shape[1]
-    if slopes is None and documents is None and (window is None or window >= past + R) and (past == 0 or R == 1):
-        return _sdpa(q, k, v, None, is_causal=R > 1)
+    if slopes is None and documents is None and (window is None or window >= past + R):
+        if R == 1:
+            return _sdpa(q, k, v, None)
+        if past == 0:
+            return _sdpa(q, k, v, None, is_causal=True)
     row = torch.arange(past, past + R, device=q.device)
     distance = row[:, None] - torch.arange(past + R, device=q.device)
     seen = _within(distance, window)[None]

@@ -104,6 +104,16 @@ class Decoder(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
 
+    def compile_parts(self, backend: str = "inductor") -> None:
+        """Compile every layer and the chunk encoder, each as one whole graph; store, memory and retrieval stay out.
+
+        Parts of one shape share their code. The weights keep their names. A part that cannot be compiled whole, or is
+        compiled too often, raises where it is called.
+        """
+        for part in self.modules():
+            if isinstance(part, Block | ChunkEncoder):
+                part.compile(fullgraph=True, backend=backend)
+
     def new_state(self, batch_size: int, store: ChunkStore | None) -> ModelState:
         """The state of inputs that have not begun. `store` is emptied; without one no chunk is kept."""
         like = self.embed.weight.detach()
