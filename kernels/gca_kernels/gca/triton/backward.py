@@ -14,6 +14,7 @@ from torch import Tensor
 from gca_kernels.gca.index import GCAIndex, piece_length
 from gca_kernels.gca.triton.blocks import chunk_blocks, pad, query_blocks
 from gca_kernels.gca.triton.launch import LOG2_E, RUNTIME, Shape
+from gca_kernels.gca.triton.pairs import tile_pairs
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -29,12 +30,7 @@ def query_kernel(
     tile = tl.program_id(0) % tiles
     batch = (tl.program_id(1) // (HEADS // GROUP)).to(tl.int64)
     kv_head = (tl.program_id(1) % (HEADS // GROUP)).to(tl.int64)
-    pair = tile * TILE + tl.arange(0, TILE)
-    row = query * block - start + pair // GROUP
-    live = (pair < block * GROUP) & (row >= 0) & (row < rows)
-    row_in_block = (pair // GROUP)[:, None]
-    head = (kv_head * GROUP + pair % GROUP)[:, None]
-    first_row = (query * block - start).to(tl.int64)
+    pair, live, row_in_block, head, first_row = tile_pairs(query, tile, kv_head, block, start, rows, GROUP, TILE)
     c = tl.arange(0, TILE_C)
     d = tl.arange(0, TILE_D)
     inside = live[:, None] & (d < D)[None, :]
@@ -122,14 +118,11 @@ def chunk_kernel(
     for step in range(begin * tiles, end * tiles):
         entry = tl.load(entries + step // tiles)
         query = entry // slots
-        pair = (step % tiles) * TILE + tl.arange(0, TILE)
-        row = query * block - start + pair // GROUP
-        live = (pair < pairs) & (row >= 0) & (row < rows)
+        pair, live, row_in_block, head, first_row = tile_pairs(
+            query, step % tiles, kv_head, block, start, rows, GROUP, TILE
+        )
         inside = live[:, None] & (d < D)[None, :]
-        head = (kv_head * GROUP + pair % GROUP)[:, None]
-        row_in_block = (pair // GROUP)[:, None]
-        first_row = (query * block - start).to(tl.int64)
-        in_use = query * block - start < rows
+        in_use = first_row < rows
         packed_at = (packed + entry) * (packing * 16) + pair
         q_tile = tl.load(q_at + first_row * q_r + (row_in_block * q_r + head * q_h), mask=inside, other=0.0)
         g_tile = tl.load(g_at + first_row * g_r + (row_in_block * g_r + head * g_h), mask=inside, other=0.0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gca_kernels.gca.triton.blocks import forward_blocks, pad
 from gca_kernels.gca.triton.launch import LOG2_E, RUNTIME, Shape
+from gca_kernels.gca.triton.pairs import tile_pairs
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -27,12 +28,8 @@ def forward_kernel(
     query = tl.program_id(0) // tiles
     batch = (tl.program_id(1) // (HEADS // GROUP)).to(tl.int64)
     kv_head = (tl.program_id(1) % (HEADS // GROUP)).to(tl.int64)
-    pair = (tl.program_id(0) % tiles) * TILE + tl.arange(0, TILE)
-    row = query * block - start + pair // GROUP
-    live = (pair < block * GROUP) & (row >= 0) & (row < rows)
-    row_in_block = (pair // GROUP)[:, None]
-    head = (kv_head * GROUP + pair % GROUP)[:, None]
-    first_row = (query * block - start).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    pair, live, row_in_block, head, first_row = tile_pairs(query, tile, kv_head, block, start, rows, GROUP, TILE)
     c = tl.arange(0, TILE_C)
     d = tl.arange(0, TILE_D)
     inside = live[:, None] & (d < D)[None, :]
