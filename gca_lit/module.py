@@ -35,7 +35,8 @@ class CausalLM(LightningModule):
         schedule: of the learning rate.
         store: where chunk K/V go while predicting; null is a HostStore.
         predict_segment: text tokens of one forward while predicting.
-        compile: compile layers and chunk encoder with torch.compile, anew for each row length that differs.
+        compile: compile layers, chunk encoder and loss with torch.compile: for the first row length, then once more for
+            all others.
     """
 
     def __init__(

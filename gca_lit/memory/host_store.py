@@ -28,8 +28,7 @@ class HostStore:
 
     Args:
         slab_mib: upper bound of the size of one slab in MiB.
-        gather: "staged", "direct" (needs a CUDA device and triton), or "auto" for
-            direct, several times faster, where it can run.
+        gather: "staged", "direct" (needs a CUDA device and triton), or "auto" for direct where it can run.
     """
 
     def __init__(self, slab_mib: int = 64, gather: Gather = "auto") -> None:

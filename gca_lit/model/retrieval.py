@@ -99,12 +99,14 @@ def _candidates(scores: Tensor, chunks: Tensor, top_k: int) -> Tensor:
     """
     runs = -(-scores.shape[-1] // RUN)
     if runs > top_k:
-        padding = (0, runs * RUN - scores.shape[-1])
-        scores = F.pad(scores, padding, value=-torch.inf).unflatten(-1, (runs, RUN))
+        if padding := runs * RUN - scores.shape[-1]:
+            scores = F.pad(scores, (0, padding), value=-torch.inf)
+            chunks = F.pad(chunks, (0, padding))
+        scores = scores.unflatten(-1, (runs, RUN))
         numbers = torch.arange(runs, device=scores.device)
         run = LOW_BITS - (_order(scores.amax(-1), numbers).topk(top_k, -1).values & LOW_BITS)
         scores = scores.gather(2, run[..., None].expand(-1, -1, -1, RUN)).flatten(2)
-        chunks = F.pad(chunks, padding).view(runs, RUN)[run].flatten(2)
+        chunks = chunks.view(runs, RUN)[run].flatten(2)
     return torch.where(scores == -torch.inf, NOTHING, _order(scores, chunks))
 
 

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import shlex
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gca_lit.memory import HostStore
+from origin import origin
 
 CHUNKS, C, J, D = 16384, 63, 12, 64
 CHUNK_BYTES = 2 * C * J * D * torch.bfloat16.itemsize
@@ -93,31 +90,6 @@ def measure() -> list[dict[str, object]]:
     return rows
 
 
-def origin(commit: str) -> dict[str, object]:
-    import triton
-
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "gpu": torch.cuda.get_device_name(),
-        "cpu_threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "commit": commit,
-        "command": shlex.join(["python", *sys.argv]),
-        "chunk_bytes": CHUNK_BYTES,
-    }
-
-
-def git_commit() -> str:
-    """The commit of this file's checkout, with -dirty behind it when something is not committed; or "unknown"."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Benchmark of reading chunks from host memory.")
     parser.add_argument("--output", type=Path, required=True, help="folder of bench_gather.csv")
@@ -126,7 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not torch.cuda.is_available():
         parser.error("this benchmark needs a CUDA device")
     torch.manual_seed(0)
-    common = origin(options.commit or git_commit())
+    try:
+        common = {**origin(options.commit), "cpu_threads": torch.get_num_threads(), "chunk_bytes": CHUNK_BYTES}
+    except ValueError as error:
+        parser.error(str(error))
     rows = [{**common, **row} for row in measure()]
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "bench_gather.csv"

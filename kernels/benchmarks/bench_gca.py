@@ -13,12 +13,9 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,6 +26,7 @@ from cases import GRIDS, Case, Inputs, make_inputs
 from check import CHECKED, MEDIUM, compare, failures
 from gca_kernels import gca_index
 from measure import extra_bytes, median_ms
+from origin import origin
 from rivals import Attention, gather_sdpa, gca, paper
 from roofline import Ceilings, floor_ms, flops, gathered_bytes, measure_ceilings
 
@@ -61,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if not torch.cuda.is_available():
             raise ValueError("timing needs a CUDA device; --table and --picture do not")
-        options.commit = options.commit or _commit()
+        options.origin = origin(options.commit)
         rivals = {OURS: gca("triton"), "reference": gca("reference"), "gather_sdpa": gather_sdpa}
         rivals |= {"paper": paper(options.paper)} if options.paper else {}
     except (FileNotFoundError, ImportError, ValueError) as error:
@@ -80,7 +78,7 @@ def run(options: argparse.Namespace, rivals: Mapping[str, Attention]) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "bench_gca.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
-        whole = write_rows(file, GRIDS[options.grid], rivals, errors, ceilings, _origin(options.commit), "cuda")
+        whole = write_rows(file, GRIDS[options.grid], rivals, errors, ceilings, options.origin, "cuda")
     rows = report.read(path)
     print(report.table(rows), end="")
     report.picture(rows, path.with_suffix(".png"))
@@ -93,7 +91,7 @@ def write_rows(
     rivals: Mapping[str, Attention],
     errors: Mapping[str, float | None],
     ceilings: Ceilings,
-    origin: Mapping[str, Any],
+    origin: Mapping[str, str],
     device: str,
 ) -> bool:
     """Time every rival on every case and write each row at once; False when a row of ours has a note."""
@@ -166,29 +164,6 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _origin(commit: str) -> dict[str, str]:
-    import triton
-
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "commit": commit,
-        "command": shlex.join(["python", *sys.argv]),
-    }
-
-
-def _commit() -> str:
-    """The commit of this file's checkout, with -dirty behind it when something is not committed."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ValueError("git cannot name the commit of this folder: give --commit") from error
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ It moves 4-byte words (smaller ones where a row is no multiple of 4 bytes), so t
 address of a slab is loaded as a number; told that it is a multiple of 16, the compiler reads 16 bytes per thread.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs
-
 from __future__ import annotations
 
 import torch

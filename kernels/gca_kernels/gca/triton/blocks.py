@@ -1,4 +1,8 @@
-"""Tile sizes: small tables measured on an H200, so that nothing is tuned while a program runs."""
+"""Tile sizes: small tables, so that nothing is tuned while a program runs.
+
+Chunks of 64 rows of width 64 and 128 in 16 bits were measured on an H200; the other entries keep a program within
+shared memory and registers.
+"""
 
 from __future__ import annotations
 

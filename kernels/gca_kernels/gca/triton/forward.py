@@ -19,7 +19,7 @@ from gca_kernels.gca.triton.pairs import tile_pairs
 @triton.jit(do_not_specialize=RUNTIME)
 def forward_kernel(
     q, k, v, ids, weights, out, lse,
-    q_b, q_r, q_h, k_b, k_n, k_c, k_h, v_b, v_n, v_c, v_h, o_b, o_r, o_h,
+    q_b, q_r, q_h, k_b, k_n, k_c, k_h, v_b, v_n, v_c, v_h,
     rows, queries, slots, chunks, block, start, packing, scale_log2, offset,
     HEADS: tl.constexpr, GROUP: tl.constexpr, C: tl.constexpr, D: tl.constexpr, OFFSET: tl.constexpr,
     TILE: tl.constexpr, TILE_C: tl.constexpr, TILE_D: tl.constexpr,
@@ -62,8 +62,8 @@ def forward_kernel(
         tl.store(lse_at + slot * (packing * 16), top + tl.log2(norm))
         p = p * (weight / norm)[:, None]
         total = tl.dot(p.to(v_tile.dtype), v_tile, total, input_precision="ieee")
-    out_at = out + batch * o_b + first_row * o_r + row_in_block * o_r + head * o_h + d[None, :]
-    tl.store(out_at, total.to(out.dtype.element_ty), mask=inside)
+    out_at = ((batch * rows + first_row) * HEADS + row_in_block * HEADS + head) * D + d[None, :]
+    tl.store(out + out_at, total.to(out.dtype.element_ty), mask=inside)
 
 
 def forward(
@@ -77,7 +77,7 @@ def forward(
     grid = (shape.queries_in_use * triton.cdiv(shape.pairs, blocks.rows), shape.batch * shape.kv_heads)
     forward_kernel[grid](
         q, k, v, ids, weights, out, lse,
-        *q.stride()[:3], *k.stride()[:4], *v.stride()[:4], *out.stride()[:3],
+        *q.stride()[:3], *k.stride()[:4], *v.stride()[:4],
         shape.rows, shape.queries, shape.slots, shape.chunks, shape.block, shape.start, shape.packing,
         scale * LOG2_E, offset,
         HEADS=shape.heads, GROUP=shape.group, C=shape.chunk_rows, D=shape.head_width, OFFSET=offset > 0,
