@@ -72,6 +72,7 @@ class View:
     index: what the backend prepares from both, once for all layers of the group.
     block, start: rows per query chunk, and rows of the first one that came before row 0.
     served: [B, R], False where a row belongs to another document than its selection; None when all do.
+    prepared: what the layer's own mixer made of it, see `Mixer.prepare`.
     """
 
     positions: Tensor
@@ -83,6 +84,7 @@ class View:
     block: int = 1
     start: int = 0
     served: Tensor | None = None
+    prepared: Any = None
 
 
 class Mixer(nn.Module, ABC):
@@ -91,6 +93,10 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def empty_past(self, batch_size: int, like: Tensor) -> Past:
         """The past of an input that has not begun, on `like`'s device and in its dtype."""
+
+    def prepare(self, x: Tensor, past: Past, view: View) -> Any:
+        """What depends on shapes and documents alone: made outside of compiled layers, it comes in `view.prepared`."""
+        return None
 
     @abstractmethod
     def forward(self, x: Tensor, past: Past, view: View) -> tuple[Tensor, Tensor | None, Past]:

@@ -134,6 +134,9 @@ class GCAMixer(Mixer):
     def empty_past(self, batch_size: int, like: Tensor) -> KV:
         return self.local.empty_past(batch_size, like)
 
+    def prepare(self, x: Tensor, past: KV, view: View) -> Any:
+        return self.local.prepare(x, past, view)
+
     def forward(self, x: Tensor, past: KV, view: View) -> tuple[Tensor, Tensor | None, KV]:
         local, _, past = self.local(x, past, view)
         read = self.out(self._read(x + local, view).flatten(2))

@@ -6,7 +6,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
+from gca_lit.attention import flex
 from gca_lit.attention.base import Dims, Mixer, View
 from gca_lit.attention.causal import causal_attention
 from gca_lit.layers import QKV, RMSNorm, alibi_slopes
@@ -38,12 +40,24 @@ class SelfAttention(Mixer):
         empty = like.new_empty(batch_size, 0, self.dims.kv_heads, self.dims.head_width)
         return empty, empty
 
+    def prepare(self, x: Tensor, past: KV, view: View) -> BlockMask | None:
+        """The block mask where flex_attention serves best; None where plain SDPA does."""
+        rows, before = x.shape[1], past[0].shape[1]
+        window = None if self.window is None or self.window >= before + rows else self.window
+        plain = window is None and before == 0 and self.slopes is None and view.documents is None
+        if plain or not flex.can_run(x, self.dims.head_width):
+            return None
+        return flex.block_mask(rows, before, window, view.documents, x.device)
+
     def forward(self, x: Tensor, past: KV, view: View) -> tuple[Tensor, Tensor | None, KV]:
         q, k, v = self.qkv(self.norm(x), view.rotation)
         if self.log_n_length is not None:
             q = q * self._temperature(view.positions, q.dtype)
         k, v = torch.cat((past[0].to(k.dtype), k), 1), torch.cat((past[1].to(v.dtype), v), 1)
-        mixed = causal_attention(q, k, v, window=self.window, slopes=self.slopes, documents=view.documents)
+        if view.prepared is None:
+            mixed = causal_attention(q, k, v, window=self.window, slopes=self.slopes, documents=view.documents)
+        else:
+            mixed = flex.masked_attention(q, k, v, view.prepared, self.slopes)
         return self.out(mixed.flatten(2)), None, (self._keep(k), self._keep(v))
 
     def _keep(self, x: Tensor) -> Tensor:

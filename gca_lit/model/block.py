@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,7 @@ def run_blocks(
     """x through `blocks`, each with its past -> (x, new pasts); `recompute` trades time for memory in backward."""
     new = []
     for block, past in zip(blocks, pasts, strict=True):
+        view = replace(view, prepared=cast(Block, block).mixer.prepare(x, past, view))
         if recompute and torch.is_grad_enabled():
             x, past = checkpoint(block, x, past, view, use_reentrant=False)
         else:
