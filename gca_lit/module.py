@@ -183,7 +183,7 @@ class CausalLM(LightningModule):
 
     def _loss(self, batch: Any, noise: Tensor | None = None) -> RowLoss:
         hidden = self._decoder(batch.tokens, documents=batch.documents, noise=noise).hidden
-        return chunked_cross_entropy(self.logits, hidden, batch.targets)
+        return chunked_cross_entropy(self._decoder.token_loss, hidden, batch.targets)
 
     def _noise_offset(self) -> int:
         """Moves row numbers, so that another seed of the data draws other noise."""

@@ -14,6 +14,7 @@ from gca_lit.layers import Init, RMSNorm, initialize
 from gca_lit.memory import ChunkMemory, ChunkStore, Selection
 from gca_lit.model.block import Block, row_view, run_blocks
 from gca_lit.model.chunks import ChunkEncoder, Layout
+from gca_lit.model.loss import cross_entropy
 from gca_lit.model.state import ModelState
 from gca_lit.model.tail import WindowTail
 from gca_lit.model.upper import Documents, UpperHalf
@@ -105,7 +106,7 @@ class Decoder(nn.Module):
             self.head.weight = self.embed.weight
 
     def compile_parts(self, backend: str = "inductor") -> None:
-        """Compile every layer and the chunk encoder, each as one whole graph; store, memory and retrieval stay out.
+        """Compile layers, chunk encoder and loss, each as one whole graph; store, memory and retrieval stay out.
 
         Parts of one shape share their code. The weights keep their names. A part that cannot be compiled whole, or is
         compiled too often, raises where it is called.
@@ -113,6 +114,9 @@ class Decoder(nn.Module):
         for part in self.modules():
             if isinstance(part, Block | ChunkEncoder):
                 part.compile(fullgraph=True, backend=backend)
+        self.token_loss = torch.compile(  # type: ignore[method-assign]
+            self.token_loss, fullgraph=True, dynamic=True, backend=backend
+        )
 
     def new_state(self, batch_size: int, store: ChunkStore | None) -> ModelState:
         """The state of inputs that have not begun. `store` is emptied; without one no chunk is kept."""
@@ -183,6 +187,10 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., M] -> [..., V]."""
         return self.head(hidden) * self.logit_scale
+
+    def token_loss(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See `loss.TokenLoss`."""
+        return cross_entropy(self.logits(hidden), targets)
 
 
 def _always_run(plan: tuple[LayerPlan, ...]) -> int:

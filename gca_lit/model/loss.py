@@ -26,13 +26,24 @@ class RowLoss:
         return (self.nll / self.count.clamp(min=1)).mean()
 
 
+TokenLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""hidden [n, M], targets int64 [n] -> `cross_entropy` of their logits."""
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """logits [n, V], targets int64 [n] -> negative log likelihood in nats [n], in fp32 or wider; 1 where the largest
+    logit is the target's, else 0, int64 [n]."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets, reduction="none"), (logits.argmax(-1) == targets).long()
+
+
 def chunked_cross_entropy(
-    logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, tokens_at_once: int = 4096
+    token_loss: TokenLoss, hidden: Tensor, targets: Tensor, tokens_at_once: int = 4096
 ) -> RowLoss:
-    """Cross-entropy of `logits(hidden)` against `targets`.
+    """Cross-entropy of each row, the logits of `tokens_at_once` tokens at a time.
 
     Args:
-        logits: [n, M] -> [n, V].
+        token_loss: what a token costs.
         hidden: [B, T, M].
         targets: int64 [B, T]; -100 is not scored.
         tokens_at_once: tokens whose logits are held at a time.
@@ -42,9 +53,9 @@ def chunked_cross_entropy(
     nll, right = [scored.new_zeros(0, dtype=torch.float32)], [wanted.new_zeros(0)]
     for h, t in zip(scored.split(tokens_at_once), wanted.split(tokens_at_once), strict=True):
         if len(t) == len(wanted):
-            piece_nll, piece_right = _piece(logits, h, t)
+            piece_nll, piece_right = token_loss(h, t)
         else:
-            piece_nll, piece_right = checkpoint(_piece, logits, h, t, use_reentrant=False)
+            piece_nll, piece_right = checkpoint(token_loss, h, t, use_reentrant=False)
         nll.append(piece_nll)
         right.append(piece_right)
     every_nll, every_right = torch.cat(nll), torch.cat(right)
@@ -52,9 +63,3 @@ def chunked_cross_entropy(
     count = (targets != IGNORE).sum(1)
     correct = torch.zeros_like(count).index_add(0, row, every_right)
     return RowLoss(zeros.index_add(0, row, every_nll), count, correct)
-
-
-def _piece(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    scores = logits(hidden)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return F.cross_entropy(scores, targets, reduction="none"), (scores.argmax(-1) == targets).long()

@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from torchmetrics.text import Perplexity
 
 from gca_lit.attention import GroupedCrossAttention
-from gca_lit.model import Decoder, DecoderConfig, chunked_cross_entropy
+from gca_lit.model import Decoder, DecoderConfig, chunked_cross_entropy, cross_entropy
 from tests.model.backends import BACKENDS, decoder, gca, tokens
 
 
 def loss_of(model, ids, **kwargs):
     hidden = model(ids, **kwargs).hidden
-    return chunked_cross_entropy(model.logits, hidden, ids.roll(-1, 1)).mean()
+    return chunked_cross_entropy(model.token_loss, hidden, ids.roll(-1, 1)).mean()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -88,7 +88,7 @@ def test_cross_entropy_in_pieces_is_cross_entropy():
     exact = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").sum(1)
     wanted = torch.autograd.grad((exact / torch.tensor([2, 7, 1])).mean(), (hidden, weight))
     for at_once in (1, 4, 100):
-        loss = chunked_cross_entropy(lambda h: h @ weight.T, hidden, targets, at_once)
+        loss = chunked_cross_entropy(lambda h, t: cross_entropy(h @ weight.T, t), hidden, targets, at_once)
         torch.testing.assert_close(loss.nll, exact)
         assert loss.count.tolist() == [2, 7, 0]
         right = (logits.argmax(-1) == targets).sum(1)
@@ -102,7 +102,7 @@ def test_perplexity_is_total_nll_over_total_tokens():
     hidden, weight = torch.randn(2, 9, 8, generator=g), torch.randn(11, 8, generator=g)
     targets = torch.randint(0, 11, (2, 9), generator=g)
     targets[0, 3:] = -100
-    loss = chunked_cross_entropy(lambda h: h @ weight.T, hidden, targets)
+    loss = chunked_cross_entropy(lambda h, t: cross_entropy(h @ weight.T, t), hidden, targets)
     oracle = Perplexity(ignore_index=-100)
     oracle.update(hidden @ weight.T, targets)
     torch.testing.assert_close((loss.nll.sum() / loss.count.sum()).exp(), oracle.compute())
