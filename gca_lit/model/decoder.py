@@ -21,6 +21,8 @@ from gca_lit.model.upper import Documents, UpperHalf
 
 Read = Literal["all", "last", "none"] | slice
 KVType = Literal["float32", "bfloat16", "float16"]
+GRAPHS = 64
+"""Most versions of a compiled part; training, validation and a sweep over lengths take about thirty."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,11 @@ class Decoder(nn.Module):
     def compile_parts(self, backend: str = "inductor") -> None:
         """Compile layers, chunk encoder and loss, each as one whole graph; store, memory and retrieval stay out.
 
-        Parts of one shape share their code. The weights keep their names. A part that cannot be compiled whole, or is
-        compiled too often, raises where it is called.
+        Parts of one shape share their code: it is compiled for the first row length, once more for all others, and the
+        same for evaluation and for segments. The weights keep their names. A part that cannot be compiled whole, or is
+        compiled more than GRAPHS times, raises where it is called.
         """
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
         for part in self.modules():
             if isinstance(part, Block | ChunkEncoder):
                 part.compile(fullgraph=True, backend=backend)

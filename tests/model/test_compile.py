@@ -5,7 +5,7 @@ import torch
 
 from gca_lit.attention import FullAttention, GroupedCrossAttention, SlidingWindow
 from gca_lit.memory import DeviceStore
-from gca_lit.model import Decoder, DecoderConfig, chunked_cross_entropy
+from gca_lit.model import Decoder, DecoderConfig, chunked_cross_entropy, decoder
 
 BACKENDS = {
     "gca": lambda: GroupedCrossAttention(chunk_size=7, window=16, top_k=2),
@@ -61,7 +61,30 @@ def test_segments_are_the_same(backend):
             state, other = expected.state, got.state
 
 
+@pytest.mark.slow
+def test_training_validation_and_a_sweep_stay_within_the_limit(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    model = network("gca")
+    model.compile_parts("aot_eager")
+
+    def tokens(rows, length):
+        return torch.randint(0, 257, (rows, length))
+
+    for length in (48, 64, 96):
+        model.train()
+        model(tokens(2, length), noise=torch.arange(2)).hidden.sum().backward()
+        model.eval()
+        with torch.no_grad():
+            model(tokens(2, length))
+    for rows, length in ((4, 48), (2, 96), (1, 200), (1, 333), (1, 70)):
+        state = model.new_state(rows, DeviceStore())
+        with torch.inference_mode():
+            for segment in tokens(rows, length).split(64, 1):
+                state = model(segment, state, "last").state
+
+
 def test_compiling_too_often_is_an_error(monkeypatch):
+    monkeypatch.setattr(decoder, "GRAPHS", 1)
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", False)
     compiled = network("sliding_window")
