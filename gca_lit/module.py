@@ -74,6 +74,13 @@ class CausalLM(LightningModule):
             self.network = Decoder(self.config, self.attention, self.vocab_size)
         if self.compiled:
             self.network.compile_parts()
+        if self.device_mesh is not None:
+            if (ranks := self.device_mesh["data_parallel"].size()) < self.device_mesh.size():
+                raise ValueError(
+                    f"ModelParallelStrategy would divide rows over {ranks} of {self.device_mesh.size()} processes: set "
+                    f"data_parallel_size to {self.device_mesh.size()} and tensor_parallel_size to 1"
+                )
+            self.network.shard_parts(self.device_mesh["data_parallel"])
         about = self.describe()
         said = f"{about['backend']}: {about['params']:,} parameters, "
         said += f"{about['kv_bytes_per_token']:,} bytes of K/V per token"

@@ -1,15 +1,16 @@
-"""What memory, model and attention exchange: a selection of chunks, a table of their K/V, and where K/V bytes live."""
+"""What memory, model and attention exchange: a selection of chunks, a table of their K/V, and where K/V bytes live.
+
+What modules return are tuples all the way down: FSDP finds the tensors in them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """Chunks picked for consecutive query chunks.
 
     ids: int64 [B, Q, K], chunk numbers in order of falling score; -1 is an empty slot.
@@ -20,8 +21,7 @@ class Selection:
     weights: Tensor
 
 
-@dataclass(frozen=True)
-class ChunkTable:
+class ChunkTable(NamedTuple):
     """Keys and values of chunks, [B, N, C, J, D] each; a selection's ids index N."""
 
     k: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +78,7 @@ class Layout:
         return 0 if self.chunk_size is None else token // self.chunk_size
 
 
-@dataclass(frozen=True)
-class EncodedChunks:
+class EncodedChunks(NamedTuple):
     """landmarks: keys that retrievers score, [B, n, M']; table: K and V of the chunks' C text rows."""
 
     landmarks: Tensor

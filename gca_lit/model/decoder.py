@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 from gca_lit.attention.base import AttentionBackend, Dims, LayerPlan, RetrievalBackend
 from gca_lit.layers import Init, RMSNorm, initialize
@@ -52,8 +54,7 @@ class DecoderConfig(Dims):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What one forward gives.
 
     hidden: [B, n, M] of the text tokens that were read.
@@ -115,12 +116,17 @@ class Decoder(nn.Module):
         compiled more than GRAPHS times, raises where it is called.
         """
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
-        for part in self.modules():
-            if isinstance(part, Block | ChunkEncoder):
-                part.compile(fullgraph=True, backend=backend)
+        for part in self._parts():
+            part.compile(fullgraph=True, backend=backend)
         self.token_loss = torch.compile(  # type: ignore[method-assign]
             self.token_loss, fullgraph=True, dynamic=True, backend=backend
         )
+
+    def shard_parts(self, mesh: DeviceMesh) -> None:
+        """Divide the weights over `mesh` (FSDP2): each layer and the chunk encoder is gathered when it runs."""
+        for part in self._parts():
+            fully_shard(part, mesh=mesh)
+        fully_shard(self, mesh=mesh)
 
     def new_state(self, batch_size: int, store: ChunkStore | None) -> ModelState:
         """The state of inputs that have not begun. `store` is emptied; without one no chunk is kept."""
@@ -195,6 +201,9 @@ class Decoder(nn.Module):
     def token_loss(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """See `loss.TokenLoss`."""
         return cross_entropy(self.logits(hidden), targets)
+
+    def _parts(self) -> list[nn.Module]:
+        return [part for part in self.modules() if isinstance(part, Block | ChunkEncoder)]
 
 
 def _always_run(plan: tuple[LayerPlan, ...]) -> int:
