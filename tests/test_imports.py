@@ -21,6 +21,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "gca_lit.schedule": (set(), set()),
     "gca_lit.results": (set(), set()),
     "gca_lit.provenance": (set(), {"torch"}),
+    "gca_lit.requirements": (set(), {"packaging"}),
     "gca_lit.plots": ({"gca_lit.results", "gca_lit.tasks.metrics"}, {"matplotlib"}),
     "gca_lit.scoring": ({"gca_lit.memory.base", "gca_lit.tasks.base"}, {"torch"}),
     "gca_lit.architecture": ({"gca_lit.attention.base", "gca_lit.model"}, set()),
@@ -47,7 +48,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"lightning", "torch"},
     ),
 }
-FREE = {"gca_lit", "gca_lit.cli", "gca_lit.usage"}  # they see everything
+FREE = {"gca_lit", "gca_lit.cli", "gca_lit.doctor", "gca_lit.rehearsal", "gca_lit.usage"}  # they see everything
 
 FILES = {
     ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__"): path
