@@ -16,10 +16,10 @@ from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 
 from gca_lit.attention import AttentionBackend
-from gca_lit.memory import DeviceStore, HostStore
+from gca_lit.memory import ChunkStore
 from gca_lit.tasks import Task
 
-BASES = (AttentionBackend, Task, Optimizer, Callback, Logger)
+BASES = (AttentionBackend, ChunkStore, Task, Optimizer, Callback, Logger)
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 _yaml = get_loader("yaml")
@@ -71,7 +71,7 @@ def load_yaml(text: str) -> Any:
 
 def known_classes() -> list[type]:
     """Classes that have been imported and that a configuration can name."""
-    found: list[type] = [HostStore, DeviceStore]
+    found: list[type] = []
     bases: list[type] = list(BASES)
     while bases:
         subclasses: list[type] = bases.pop().__subclasses__()

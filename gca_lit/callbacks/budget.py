@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-
-from gca_lit.memory.device_store import DeviceStore
-from gca_lit.memory.host_store import HostStore
 
 if TYPE_CHECKING:
     from gca_lit.memory.base import ChunkStore
@@ -22,7 +20,7 @@ def free_host_bytes() -> int | None:
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None
-    for line in meminfo.read_text().splitlines():
+    for line in meminfo.read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):
             return int(int(line.split()[1]) * 1024 * SHARE_OF_HOST)
     return None
@@ -44,12 +42,17 @@ def shortage(
         return f"max_length: this backend takes at most {model.max_length:,} tokens, not {length:,}"
     needs = model.kv_bytes(length, batch_size)
     held = {"host": 0, "device": needs["state"], "disk": 0}
-    tier = "device" if isinstance(store, DeviceStore) else "host" if isinstance(store, HostStore) else "disk"
-    held[tier] += needs["store"]
+    for tier, size in store.needs(needs["store"]).items():
+        held[tier] += size
     if device.type == "cpu":
         held["host"] += held.pop("device")
     if host is not None and ranks * held["host"] > host:
         return f"needs {ranks * held['host'] / GIB:.1f} GiB of host memory, has {host / GIB:.1f} GiB"
+    if held["disk"]:
+        folder = store.directory  # type: ignore[attr-defined]
+        free = shutil.disk_usage(folder).free
+        if ranks * held["disk"] > free:
+            return f"needs {ranks * held['disk'] / GIB:.1f} GiB of disk, {folder} has {free / GIB:.1f} GiB free"
     if device.type == "cuda":
         total = device_bytes(device)
         if held["device"] > total:

@@ -40,6 +40,9 @@ class ChunkStore(Protocol):
     def bytes(self) -> dict[str, int]:
         """Bytes allocated in each tier: "device", "host", "disk"."""
 
+    def needs(self, size: int) -> dict[str, int]:
+        """Bytes in each tier that `size` bytes of chunk K/V will take."""
+
     def reset(self) -> None:
         """Forget the chunks and keep the slabs for the next episode."""
 

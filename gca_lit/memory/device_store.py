@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gca_lit.memory.base import ChunkStore
 from gca_lit.memory.slabs import ChunkSlabs
 
 
-class DeviceStore:
+class DeviceStore(ChunkStore):
     """Keep chunk K/V where they are computed.
 
     Args:
@@ -35,6 +36,9 @@ class DeviceStore:
 
     def bytes(self) -> dict[str, int]:
         return {"device": self._slabs.nbytes() if self._slabs else 0, "host": 0, "disk": 0}
+
+    def needs(self, size: int) -> dict[str, int]:
+        return {"device": size}
 
     def reset(self) -> None:
         if self._slabs is not None:

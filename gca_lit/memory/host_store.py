@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from gca_lit.memory.base import ChunkStore
 from gca_lit.memory.copies import Copies, InlineCopies, StreamCopies
 from gca_lit.memory.slabs import ChunkSlabs
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Gather = Literal["auto", "staged", "direct"]
 
 
-class HostStore:
+class HostStore(ChunkStore):
     """Keep chunk K/V in host memory.
 
     With a CUDA device the slabs are pinned, and a write is copied on a side stream while the next segment computes.
@@ -66,7 +67,11 @@ class HostStore:
 
     def bytes(self) -> dict[str, int]:
         self._copies.wait()
-        return {"device": 0, "host": self._slabs.nbytes() if self._slabs else 0, "disk": 0}
+        host, disk = (self._slabs.nbytes(), self._slabs.bytes_on_disk()) if self._slabs else (0, 0)
+        return {"device": 0, "host": host, "disk": disk}
+
+    def needs(self, size: int) -> dict[str, int]:
+        return {"host": size}
 
     def reset(self) -> None:
         self._copies.wait()
@@ -75,17 +80,20 @@ class HostStore:
 
     def close(self) -> None:
         self._copies.wait()
+        if self._slabs is not None:
+            self._slabs.close()
         self._slabs = self._direct = None
 
     def _open(self, k: Tensor) -> ChunkSlabs:
-        self._copies.wait()
-        cuda = k.device.type == "cuda"
-        slabs = ChunkSlabs(k, torch.device("cpu"), self._slab_bytes, pin=cuda)
+        self.close()
+        self._copies = StreamCopies(k.device) if k.device.type == "cuda" else self._copies
+        self._slabs = slabs = self._new_slabs(k)
         self._direct = _row_gather(self._gather, slabs, k.device)
         self._device = k.device
-        self._copies = StreamCopies(k.device) if cuda else self._copies
-        self._slabs = slabs
         return slabs
+
+    def _new_slabs(self, k: Tensor) -> ChunkSlabs:
+        return ChunkSlabs(k, torch.device("cpu"), self._slab_bytes, pin=k.device.type == "cuda")
 
 
 def _row_gather(gather: Gather, slabs: ChunkSlabs, device: torch.device) -> RowGather | None:

@@ -48,8 +48,7 @@ class ChunkSlabs:
         while len(rows):
             slab, at = divmod(self.rows, self.rows_per_slab)
             if slab == len(self.slabs):
-                shape = (self.rows_per_slab, self.width)
-                self.slabs.append(torch.empty(shape, dtype=self.dtype, device=self.device, pin_memory=self.pin))
+                self.slabs.append(self.new_slab())
             n = min(len(rows), self.rows_per_slab - at)
             self.slabs[slab][at : at + n].copy_(rows[:n], non_blocking=self.pin)
             self.rows += n
@@ -76,14 +75,31 @@ class ChunkSlabs:
         slab, at = row // self.rows_per_slab, row % self.rows_per_slab
         for number in slab.unique().tolist():
             where = (slab == number).nonzero().flatten()
-            out.index_copy_(0, where, self.slabs[number].index_select(0, at[where]))
+            out.index_copy_(0, where, self.take(number, at[where]))
         return out
 
+    def new_slab(self) -> Tensor:
+        """Room for the next rows."""
+        shape = (self.rows_per_slab, self.width)
+        return torch.empty(shape, dtype=self.dtype, device=self.device, pin_memory=self.pin)
+
+    def take(self, slab: int, at: Tensor) -> Tensor:
+        """Rows `at` of one slab."""
+        return self.slabs[slab].index_select(0, at)
+
     def nbytes(self) -> int:
-        return len(self.slabs) * self.rows_per_slab * self.row_bytes
+        """Bytes of the slabs in memory."""
+        return sum(slab.nbytes for slab in self.slabs)
+
+    def bytes_on_disk(self) -> int:
+        return 0
 
     def reset(self) -> None:
+        """Forget all rows and keep the slabs."""
         self.rows = 0
+
+    def close(self) -> None:
+        self.slabs = []
 
 
 def _signature(k: Tensor) -> tuple[object, ...]:

@@ -1,6 +1,7 @@
 """Counts of a point, over episodes and over ranks; and whether a length fits."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from gca_lit.callbacks.budget import GIB, free_host_bytes, shortage
 from gca_lit.callbacks.tally import Tally
-from gca_lit.memory import DeviceStore, HostStore
+from gca_lit.memory import DeviceStore, DiskStore, HostStore
 from gca_lit.scoring import Retrieved, Score
 from gca_lit.tasks.base import Episode
 from tests.callbacks.counting_fakes import FakeModule
@@ -50,13 +51,17 @@ def test_ranks_are_joined():
     assert ours.measured()["tokens_per_second"] == 540 and ours.measured()["state_bytes"] == 1
 
 
-def test_what_does_not_fit():
+def test_what_does_not_fit(tmp_path: Path):
     def asks(length: int, store: object, host: int | None, ranks: int = 1) -> str | None:
         network = SimpleNamespace(max_length=None, kv_bytes=FakeModule().kv_bytes)
         return shortage(network, length, 2, store, torch.device("cpu"), host, ranks)
 
     assert asks(1024, HostStore(), 2 * GIB) is None and asks(1 << 30, HostStore(), None) is None
     assert asks(1024, HostStore(), 3 * GIB, ranks=2) == "needs 4.0 GiB of host memory, has 3.0 GiB"
-    assert asks(1024, SimpleNamespace(), 0) is None  # a store of another tier, say a disk
     assert asks(1024, DeviceStore(), GIB) == "needs 2.0 GiB of host memory, has 1.0 GiB"  # on a CPU, its device
+    small = DiskStore(host_mib=1024, directory=str(tmp_path))
+    assert asks(1024, small, 2 * GIB) is None
+    assert asks(1024, small, 2 * GIB, ranks=3) == "needs 3.0 GiB of host memory, has 2.0 GiB"
+    refused = asks(1 << 40, small, 2 * GIB)
+    assert refused is not None and f"GiB of disk, {tmp_path} has " in refused
     assert (free_host_bytes() or 1) > 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gca_lit.memory import DeviceStore, HostStore
+from gca_lit.memory import DeviceStore, DiskStore, HostStore
 from tests.model.backends import BACKENDS, decoder, gca, tokens
 
 LENGTHS = [1, 4, 5, 6, 10, 11, 59, 61]
@@ -56,7 +56,7 @@ def score_gap(model, ids):
 
 
 @pytest.mark.parametrize("position", ["rotary", "alibi"])
-@pytest.mark.parametrize("store", [HostStore, DeviceStore])
+@pytest.mark.parametrize("store", [HostStore, DeviceStore, DiskStore])
 @pytest.mark.parametrize("backend", BACKENDS)
 @torch.no_grad()
 def test_segments_and_tokens_equal_one_forward(backend, store, position):

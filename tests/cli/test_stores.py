@@ -1,0 +1,34 @@
+"""Where chunk K/V go is a word on the command line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from gca_lit.cli import CLI
+from gca_lit.memory import DeviceStore, DiskStore
+
+
+def test_stores_are_named_and_set(instantiate: Callable[..., CLI], tiny: str, tmp_path: Path) -> None:
+    flags = ["--length_generalization.store", "DiskStore", "--length_generalization.store.host_mib", "256"]
+    cli = instantiate("fit", "--config", tiny, "--model.store", "DeviceStore", *flags)
+    store = cli.config_init["fit"].length_generalization.store
+    assert isinstance(store, DiskStore) and store.host_bytes == 256 << 20
+    assert isinstance(cli.model.store, DeviceStore)
+
+
+def test_a_sweep_on_disk_finds_what_one_in_memory_finds(run: Callable[..., None], run_dir: Path) -> None:
+    run("fit")
+    found = []
+    for store in ("HostStore", "DiskStore"):
+        output = f"{store}.jsonl"
+        run(
+            *("validate", "--ckpt_path", "last", "--length_generalization.output", output),
+            *("--length_generalization.store", store),
+        )
+        found.append(
+            [
+                (row["eval_length"], row["correct"], row["n"], row["last_hits"], row["recall_at_k"])
+                for row in map(json.loads, (run_dir / output).read_text().splitlines())
+            ]
+        )
+    assert found[0] == found[1] and found[0]
