@@ -47,7 +47,7 @@ class ChunkMemory:
         U = fetched.shape[1]
         if U:
             k, v = self.store.read(fetched)
-            own = ChunkTable(torch.cat((k, own.k), 1), torch.cat((v, own.v), 1))
+            own = ChunkTable(torch.cat((k, own.k), 1), torch.cat((v, own.v), 1)) if own.k.shape[1] else ChunkTable(k, v)
         renumbered = torch.where(old, slot, torch.where(ids < 0, ids, ids - self.count + U))
         return own, Selection(renumbered, selection.weights)
 

@@ -122,6 +122,11 @@ class ChunkEncoder(nn.Module):
             k, v = k.to(self.kv_dtype), v.to(self.kv_dtype)
         return EncodedChunks(self.landmark_key(x[:, :, -1]), ChunkTable(k, v))
 
+    def nothing(self, x: Tensor, rows: int) -> EncodedChunks:
+        """What becomes of no chunk, cheaply; x [B, R, M] gives batch size, type and device, `rows` those of a chunk."""
+        none = x.new_empty(len(x), 0, rows, self.dims.kv_heads, self.dims.head_width, dtype=self.kv_dtype)
+        return EncodedChunks(self.landmark_key(x[:, :0]), ChunkTable(none, none))
+
 
 class EncoderLayer(nn.Module):
     """Attention over all rows of a block, rotary positions inside the block, and an MLP."""

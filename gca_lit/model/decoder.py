@@ -142,7 +142,7 @@ class Decoder(nn.Module):
             upper=self.upper.empty_pasts(batch_size, like),
             pending=nothing,
             deferred=nothing,
-            selections=self.upper.no_selections(batch_size, like) if isinstance(self.upper, UpperHalf) else (),
+            carried=self.upper.no_selections(batch_size, like) if isinstance(self.upper, UpperHalf) else (),
             memory=memory,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,16 @@ from gca_lit.attention.base import Dims, Past, RetrievalBackend, View
 from gca_lit.memory import ChunkMemory, ChunkTable, Selection
 from gca_lit.model.block import Block, run_blocks
 from gca_lit.model.retrieval import Noise, select
+
+Fetched = tuple[ChunkTable, Selection]
+"""K/V of chunks, and a selection whose ids index them."""
+
+
+class Carried(NamedTuple):
+    """What serves the next row: one entry of a selection [B, 1, K], with its chunks once they have been fetched."""
+
+    selection: Selection
+    fetched: Fetched | None = None
 
 
 @dataclass(frozen=True)
@@ -64,24 +74,36 @@ class Group(nn.Module):
     def empty_pasts(self, batch_size: int, like: Tensor) -> tuple[Past, ...]:
         return tuple(cast(Block, layer).mixer.empty_past(batch_size, like) for layer in self.layers)
 
-    def no_selection(self, batch_size: int, like: Tensor) -> Selection:
+    def no_selection(self, batch_size: int, like: Tensor) -> Carried:
         """One entry with every slot empty."""
         shape = (batch_size, 1, self.top_k)
-        return Selection(torch.full(shape, -1, device=like.device), like.new_zeros(shape))
+        return Carried(Selection(torch.full(shape, -1, device=like.device), like.new_zeros(shape)))
 
     def forward(
-        self, x: Tensor, pasts: tuple[Past, ...], carried: Selection, run: Run
-    ) -> tuple[Tensor, tuple[Past, ...], Selection]:
-        """x [B, R, M] -> (x, new pasts, the selection [B, 1 + m, K]: carried, then made at landmarks)."""
+        self, x: Tensor, pasts: tuple[Past, ...], carried: Carried, run: Run
+    ) -> tuple[Tensor, tuple[Past, ...], Selection, Carried]:
+        """x [B, R, M] -> (x, new pasts, selection [B, 1 + m, K]: carried, then made at landmarks; what to carry on)."""
+        selection, (table, slots) = self._select(x, carried, run)
+        served = Selection(slots.ids[:, run.skip :], slots.weights[:, run.skip :])
+        view = replace(run.view, table=table, selection=served, index=self.index(table, served))
+        x, pasts = run_blocks(self.layers, pasts, x, view, self.recompute)
+        decoding = run.memory is not None and len(run.ends) <= 1 and run.own.k.shape[1] == 0
+        return x, pasts, selection, Carried(_last(selection), (table, _last(slots)) if decoding else None)
+
+    def _select(self, x: Tensor, carried: Carried, run: Run) -> tuple[Selection, Fetched]:
+        """The selection of these rows, and what it selects; what was fetched for a row serves all rows of its chunk."""
+        if run.memory is not None and len(run.ends) == 0:
+            none = ChunkTable(run.own.k[:, :0], run.own.v[:, :0])
+            return carried.selection, carried.fetched or run.memory.table(carried.selection, none)
         noise = None if run.noise is None else Noise(run.noise, self.number)
         queries = self.retriever(x[:, run.ends])
         made = select(queries, run.keys, run.first_chunk, self.top_k, noise, run.documents)
         selection = Selection(
-            torch.cat((carried.ids, made.ids), 1),
-            torch.cat((carried.weights.to(made.weights.dtype), made.weights), 1),
+            torch.cat((carried.selection.ids, made.ids), 1),
+            torch.cat((carried.selection.weights.to(made.weights.dtype), made.weights), 1),
         )
-        table, slots = (run.own, selection) if run.memory is None else run.memory.table(selection, run.own)
-        slots = Selection(slots.ids[:, run.skip :], slots.weights[:, run.skip :])
-        view = replace(run.view, table=table, selection=slots, index=self.index(table, slots))
-        x, pasts = run_blocks(self.layers, pasts, x, view, self.recompute)
-        return x, pasts, selection
+        return selection, (run.own, selection) if run.memory is None else run.memory.table(selection, run.own)
+
+
+def _last(selection: Selection) -> Selection:
+    return Selection(selection.ids[:, -1:], selection.weights[:, -1:])

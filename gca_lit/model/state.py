@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from gca_lit.attention.base import Past
-from gca_lit.memory import ChunkMemory, Selection
+from gca_lit.memory import ChunkMemory
+from gca_lit.model.group import Carried
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ModelState:
     upper: the past of the upper layers, for a retrieval backend of each group.
     pending: lower hidden states of the rows of the incomplete chunk, [B, < C + 1, M].
     deferred: lower hidden states of the last rows that the upper layers have not run on yet, [B, n, M].
-    selections: of each retrieval group, the one that serves the next row of the upper layers, [B, 1, K].
+    carried: of each retrieval group, what serves the next row of the upper layers.
     memory: landmarks and chunk K/V of all whole chunks; None where nothing is kept (training, or no chunks).
     """
 
@@ -29,7 +30,7 @@ class ModelState:
     upper: tuple[Past, ...]
     pending: Tensor
     deferred: Tensor
-    selections: tuple[Selection, ...]
+    carried: tuple[Carried, ...]
     memory: ChunkMemory | None
 
     def bytes(self) -> dict[str, int]:

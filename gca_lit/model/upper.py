@@ -12,7 +12,7 @@ from gca_lit.attention.base import Dims, LayerPlan, Past, RetrievalBackend
 from gca_lit.memory import ChunkMemory, Selection
 from gca_lit.model.block import Block, row_view
 from gca_lit.model.chunks import ChunkEncoder, EncodedChunks, Layout
-from gca_lit.model.group import Group, Run
+from gca_lit.model.group import Carried, Group, Run
 from gca_lit.model.span import Span, plan_span
 from gca_lit.model.state import ModelState
 
@@ -63,7 +63,7 @@ class UpperHalf(nn.Module):
         """Of each group, the pasts of its layers at the start of an input."""
         return tuple(cast(Group, group).empty_pasts(batch_size, like) for group in self.groups)
 
-    def no_selections(self, batch_size: int, like: Tensor) -> tuple[Selection, ...]:
+    def no_selections(self, batch_size: int, like: Tensor) -> tuple[Carried, ...]:
         """Of each group, one entry with every slot empty."""
         return tuple(cast(Group, group).no_selection(batch_size, like) for group in self.groups)
 
@@ -94,29 +94,28 @@ class UpperHalf(nn.Module):
         at_hand = torch.cat((state.deferred.to(x.dtype), x), 1)
         span = plan_span(layout, state.deferred.shape[1], wanted, self.reach)
         rows = at_hand[:, span.begin : span.stop]
-        pasts, carried = state.upper, state.selections
+        pasts, carried = state.upper, state.carried
         if span.begin > 0:
             pasts, carried = self.empty_pasts(len(x), x), self.no_selections(len(x), x)
         selections: tuple[Selection, ...] = ()
         if span.stop > span.begin:
             run = self._run(rows, span, layout, own, state.memory, documents, noise)
             done = []
-            for group, past, selection in zip(self.groups, pasts, carried, strict=True):
-                rows, *after = group(rows, past, selection, run)
+            for group, past, served in zip(self.groups, pasts, carried, strict=True):
+                rows, *after = group(rows, past, served, run)
                 done.append(after)
-            pasts, selections = zip(*done, strict=True)
-            carried = tuple(Selection(s.ids[:, -1:], s.weights[:, -1:]) for s in selections)
+            pasts, selections, carried = zip(*done, strict=True)
         if state.memory is not None:
             state.memory.append(own.landmarks, own.table)
-        state = replace(
-            state, upper=pasts, pending=pending, deferred=at_hand[:, span.stop :].clone(), selections=carried
-        )
+        state = replace(state, upper=pasts, pending=pending, deferred=at_hand[:, span.stop :].clone(), carried=carried)
         text = layout.text_rows(x.device)[slice(*wanted)] + (layout.first_row - span.first_row)
         return rows[:, text], selections, span.first_row // layout.block, state
 
     def _encode(self, x: Tensor, layout: Layout, pending: Tensor) -> tuple[EncodedChunks, Tensor]:
         rows = torch.cat((pending.to(x.dtype), x), 1)
         whole = layout.chunks * layout.block
+        if whole == 0 and not torch.is_grad_enabled():
+            return self.encoder.nothing(x, layout.block - 1), rows
         blocks = rows[:, :whole].unflatten(1, (layout.chunks, layout.block))
         return self.encoder(blocks), rows[:, whole:].clone()
 

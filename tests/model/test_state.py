@@ -139,6 +139,22 @@ def test_a_prefill_that_only_writes_skips_the_upper_layers():
         hook.remove()
 
 
+@pytest.mark.parametrize("landmark_reads", ["previous", "own"])
+@torch.no_grad()
+def test_decoding_fetches_once_a_chunk_and_encodes_only_whole_chunks(monkeypatch, landmark_reads):
+    model = decoder(gca(groups=2, landmark_reads=landmark_reads))
+    store, reads, encoded = HostStore(), [], []
+    monkeypatch.setattr(store, "read", lambda ids, read=store.read: reads.append(ids) or read(ids))
+    model.upper.encoder.register_forward_hook(lambda *_: encoded.append(1))
+    ids = tokens(61, 1)
+    step = model(ids[:, :30], model.new_state(1, store))
+    reads.clear(), encoded.clear()
+    for at in range(30, 60):
+        step = model(ids[:, at : at + 1], step.state)
+    assert len(encoded) == 6  # chunks of 5 tokens
+    assert len(reads) == 2 * 6  # of each chunk and group once
+
+
 @torch.no_grad()
 def test_positions_stay_exact_far_out():
     """A window sees the same relative positions at row 2 * 10^7 as at row 0, in fp32."""
