@@ -49,7 +49,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, slopes: T
         assert slopes is not None
         return score - slopes[head] * (row + past - key)
 
-    fused: Callable[..., Any]
+    fused: Any
     fused = flex_attention if torch.compiler.is_compiling() else _alone()  # in a compiled layer, a part of its graph
     out = fused(
         q.transpose(1, 2),

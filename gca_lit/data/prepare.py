@@ -1,42 +1,33 @@
-"""Text files to token shards: python -m gca_lit.data.prepare --input FILES... --output DIR."""
+"""Text files to token shards: python -m gca_lit.data.prepare --input FILES... --output DIR, or --verify DIR..."""
 
 import argparse
-import codecs
-import hashlib
-import json
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from functools import lru_cache, partial
-from glob import glob, has_magic
-from multiprocessing import get_context
+from itertools import chain
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from threading import Thread
+from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from gca_lit.data.shards import INDEX, SHARD_TOKENS, ShardReader, ShardWriter, read_manifest
+from gca_lit.data.inputs import PART_BYTES, Part, find_inputs, inspect, read_part
+from gca_lit.data.journal import Journal
+from gca_lit.data.shard_format import INDEX, SHARD_TOKENS, read_manifest
+from gca_lit.data.shard_writer import ELSEWHERE, ShardWriter
 from gca_lit.data.tokenizers import load_tokenizer
-
-PART_BYTES = 16 << 20
+from gca_lit.data.verify import file_sizes, foreign_errors, verify
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class Part(NamedTuple):
-    """What one process encodes at once: a .txt file, the lines that start in bytes [start, stop) of a .jsonl file, or
-    the row groups [start, stop) of a .parquet file; `size` is its share of the file, in bytes."""
-
-    path: str
-    start: int
-    stop: int
-    size: int
 
 
 def prepare(
@@ -49,106 +40,48 @@ def prepare(
 ) -> str:
     """Write `inputs` (files or globs: .txt, .jsonl, .parquet; documents in this order) as token shards to `output`.
 
-    The shards do not depend on the number of workers. Returns one sentence that says what was done.
-    Raises ValueError or FileNotFoundError, and leaves `output` as it was, for inputs or an output that cannot be used.
+    The shards do not depend on the number of workers. A run that was interrupted is gone on with by the same call,
+    behind its last whole shard. Returns one sentence that says what was done.
+
+    Raises ValueError or FileNotFoundError for inputs or an output that cannot be used, OSError for a full disk, and
+    RuntimeError when a worker is killed.
     """
     files = find_inputs(inputs)
     tokens = load_tokenizer(tokenizer)
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, not {workers}")
     parallel = workers > 1
-    with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) if parallel else nullcontext() as pool:
-        digests = list(in_order(pool, partial(inspect, column=text_column), files, 2 * workers))
-        source = hashlib.sha256(json.dumps([text_column, shard_tokens, *digests]).encode()).hexdigest()
-        if (Path(output) / INDEX).exists():
-            _compare(output, tokens.identity, tokens.name, source)
-            if not _damaged(output):
+    try:
+        with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker) if parallel else nullcontext() as pool:
+            cut = partial(inspect, column=text_column, part_bytes=PART_BYTES)
+            parts = list(chain.from_iterable(in_order(pool, cut, files, 2 * workers)))
+            writer = ShardWriter(output, tokens, shard_tokens, [part.digest for part in parts])
+            if (Path(output) / INDEX).exists() and _up_to_date(output, writer):
                 return f"{output} is up to date"
-
-        parts = [part for path in files for part in split(path)]
-        encode = partial(encode_part, tokenizer=tokenizer, column=text_column)
-        bar = tqdm(total=sum(part.size for part in parts), unit="B", unit_scale=True, desc="prepare", disable=None)
-        with bar, ShardWriter(output, tokens, shard_tokens, source) as writer:
-            for part, documents in zip(parts, in_order(pool, encode, parts, 2 * workers), strict=True):
-                for document in documents:
-                    writer.add(document)
-                bar.update(part.size)
+            encode = partial(encode_part, tokenizer=tokenizer, column=text_column)
+            with writer, _bar(parts, writer.begun) as bar:
+                before = len(writer.entries)
+                rest = parts[writer.begun :]
+                for part, (ids, ends) in zip(rest, in_order(pool, encode, rest, 2 * workers), strict=True):
+                    writer.write(ids, ends)
+                    bar.update(part.size)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process was killed, likely for want of memory: give the same command with fewer --workers, "
+            "it goes on behind the last whole shard"
+        ) from error
     manifest = read_manifest(Path(output))
-    return f"{output}: {manifest['documents']} documents, {manifest['tokens']} tokens of tokenizer {tokens.name}"
+    done = f"{output}: {manifest['documents']} documents, {manifest['tokens']} tokens of tokenizer {tokens.name}"
+    return f"{done}; the first {before} shards were there from an earlier run" if before else done
 
 
-def find_inputs(patterns: list[str]) -> list[str]:
-    """The files that `patterns` name, the matches of a glob sorted. Raises FileNotFoundError or ValueError."""
-    files = []
-    for pattern in patterns:
-        matches = (
-            sorted(glob(pattern, recursive=True)) if has_magic(pattern) and not Path(pattern).exists() else [pattern]
-        )
-        if not matches:
-            raise FileNotFoundError(f"no input matches {pattern}")
-        files += matches
-    for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"input {file} is not a file")
-        if Path(file).suffix not in (".txt", ".jsonl", ".parquet"):
-            raise ValueError(f"input {file} is none of .txt, .jsonl, .parquet")
-    return files
-
-
-def inspect(path: str, column: str) -> str:
-    """Read a file through: its kind and sha256. Raises ValueError when it is empty, not text, or lacks the column."""
-    kind = Path(path).suffix
-    size = os.path.getsize(path)
-    if not size:
-        raise ValueError(f"input {path} is empty")
-    if kind == ".parquet":
-        _check_parquet(path, column)
-    digest = hashlib.sha256()
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    at = 0
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-            if kind != ".parquet":
-                _check_text(path, piece, at, decoder, last=at + len(piece) == size)
-            at += len(piece)
-    return f"{kind} {digest.hexdigest()}"
-
-
-def split(path: str) -> list[Part]:
-    """Cut a file into parts of about 16 MB where its kind allows it."""
-    size = os.path.getsize(path)
-    kind = Path(path).suffix
-    if kind == ".parquet":
-        groups = pq.ParquetFile(path).num_row_groups
-        return [Part(path, i, i + 1, size * (i + 1) // groups - size * i // groups) for i in range(groups)]
-    step = PART_BYTES if kind == ".jsonl" else size
-    return [Part(path, start, min(start + step, size), min(step, size - start)) for start in range(0, size, step)]
-
-
-def encode_part(part: Part, tokenizer: str, column: str) -> list[np.ndarray]:
-    """The documents of a part as ids, each ended by the end-of-document id."""
+def encode_part(part: Part, tokenizer: str, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of a part in the type of the vocabulary, and behind which of them a document ends."""
     load = _load(tokenizer)
-    documents = []
-    for place, text in read_part(part, column):
-        try:
-            documents.append(np.array([*load.encode(text), load.eos], np.uint32))
-        except UnicodeEncodeError as error:
-            raise ValueError(f"input {part.path}, {place}: the text is not valid Unicode: {error}") from error
-    return documents
-
-
-def read_part(part: Part, column: str) -> Iterator[tuple[str, str]]:
-    """The documents of a part, each with its place in the file. Raises ValueError for one that is no text."""
-    kind = Path(part.path).suffix
-    if kind == ".txt":
-        yield "the file", Path(part.path).read_bytes().decode()
-        return
-    rows = _parquet_rows(part, column) if kind == ".parquet" else _json_rows(part, column)
-    for place, text in rows:
-        if not isinstance(text, str):
-            raise ValueError(f"input {part.path}, {place}: {column!r} holds {type(text).__name__}, not text")
-        yield place, text
+    ids, sizes = load.encode_batch(read_part(part, column))
+    if Path(part.path).suffix == ".txt" and not part.last:
+        return ids, np.empty(0, np.int64)
+    return np.insert(ids, np.cumsum(sizes), load.eos), np.cumsum(sizes + 1)
 
 
 def in_order(pool: Executor | None, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
@@ -157,100 +90,85 @@ def in_order(pool: Executor | None, function: Callable[[T], R], items: Iterable[
         yield from map(function, items)
         return
     waiting: deque[Any] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
-def _compare(output: str, identity: str, name: str, source: str) -> None:
-    manifest = read_manifest(Path(output))
-    if manifest["tokenizer"]["identity"] != identity:
-        raise ValueError(
-            f"{output} holds shards of tokenizer {manifest['tokenizer']['name']}, not of {name}: "
-            f"choose another --output or remove it"
-        )
-    if manifest["source"] != source:
-        raise ValueError(f"{output} holds shards of other inputs or settings: choose another --output or remove it")
-
-
-def _damaged(output: str) -> bool:
-    """Whether the shards are not what their manifest says: then they are written anew."""
+def _up_to_date(output: str, writer: ShardWriter) -> bool:
+    """Whether `output` holds these shards whole, not damaged. Raises ValueError when it holds others."""
+    directory = Path(output)
     try:
-        ShardReader(output, verify=True)
-    except (OSError, ValueError):
-        return True
-    return False
-
-
-def _check_parquet(path: str, column: str) -> None:
-    try:
-        parquet = pq.ParquetFile(path)
+        manifest = read_manifest(directory)
     except ValueError as error:
-        raise ValueError(f"input {path} is not a Parquet file: {error}") from error
-    if column not in parquet.schema_arrow.names:
-        raise ValueError(f"input {path} has no column {column!r}, only {', '.join(parquet.schema_arrow.names)}")
-    if not parquet.metadata.num_rows:
-        raise ValueError(f"input {path} is empty")
+        raise ValueError(f"{error}: {ELSEWHERE}") from error
+    writer.check_tokenizer(manifest["tokenizer"])
+    if manifest["source"] != writer.source:
+        raise ValueError(f"{output} holds shards of other inputs or settings: {ELSEWHERE}")
+    for foreign in foreign_errors(directory, manifest, file_sizes(directory)):
+        raise foreign
+    if verify(directory):
+        return False
+    Journal(directory).remove()
+    return True
 
 
-def _check_text(path: str, piece: bytes, at: int, decoder: codecs.IncrementalDecoder, last: bool) -> None:
-    if (zero := piece.find(0)) >= 0:
-        raise ValueError(f"input {path} is not text: a NUL byte at byte {at + zero}")
-    held = len(decoder.getstate()[0])
-    try:
-        decoder.decode(piece, final=last)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"input {path} is not UTF-8: {error.reason} at byte {at - held + error.start}") from error
-
-
-def _parquet_rows(part: Part, column: str) -> Iterator[tuple[str, Any]]:
-    with pq.ParquetFile(part.path) as parquet:
-        for group in range(part.start, part.stop):
-            values = parquet.read_row_group(group, columns=[column], use_threads=False).column(0)
-            for row, value in enumerate(values):
-                yield f"row {row} of row group {group}", value.as_py()
-
-
-def _json_rows(part: Part, column: str) -> Iterator[tuple[str, Any]]:
-    with open(part.path, "rb") as file:
-        if part.start:
-            file.seek(part.start - 1)
-            file.readline()
-        while (at := file.tell()) < part.stop:
-            line = file.readline()
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"input {part.path}, line at byte {at}: not valid JSON: {error}") from error
-            if not isinstance(row, dict) or column not in row:
-                raise ValueError(f"input {part.path}, line at byte {at}: no field {column!r}")
-            yield f"line at byte {at}", row[column]
+def _bar(parts: list[Part], begun: int) -> tqdm:
+    sizes = [part.size for part in parts]
+    return tqdm(total=sum(sizes), initial=sum(sizes[:begun]), unit="B", unit_scale=True, desc="prepare", disable=None)
 
 
 _load = lru_cache(maxsize=1)(load_tokenizer)
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _print_verified(directories: list[str]) -> bool:
+    """Print a line for each data set and one for each damage in it; whether all are whole."""
+    whole = True
+    for directory in directories:
+        damages = verify(directory)
+        print(f"{directory}: {'damaged' if damages else 'whole'}", *damages, sep="\n")
+        whole = whole and not damages
+    return whole
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m gca_lit.data.prepare", description=__doc__)
-    parser.add_argument("--input", nargs="+", required=True, metavar="FILES", help=".txt, .jsonl, .parquet; or globs")
-    parser.add_argument("--output", required=True, metavar="DIR", help="directory of the data set")
+    parser.add_argument("--input", nargs="+", metavar="FILES", help=".txt, .jsonl, .parquet; or globs")
+    parser.add_argument("--output", metavar="DIR", help="directory of the data set")
     parser.add_argument("--tokenizer", default="byte", help='"byte" (default) or the path of a tokenizer.json')
     parser.add_argument("--text-column", default="text", help="field or column that holds the text (default: text)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--shard-tokens", type=int, default=SHARD_TOKENS, help="tokens of a shard (default: 2**27)")
+    parser.add_argument("--verify", nargs="+", metavar="DIR", help="read data sets through and print what is damaged")
     given = parser.parse_args(arguments)
+    if (given.verify is None) == (given.input is None or given.output is None):
+        parser.error("give --input and --output, or --verify")
+    if given.verify:
+        raise SystemExit(0 if _print_verified(given.verify) else 1)
     try:
         print(prepare(given.input, given.output, given.tokenizer, given.text_column, given.workers, given.shard_tokens))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from error
 

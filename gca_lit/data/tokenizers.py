@@ -2,11 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 PIECE = 64 * 1024
+PIECES = 16  # that are encoded at once: an encoding takes some 100 bytes a token
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 
 
@@ -19,6 +23,10 @@ class Tokenizer(Protocol):
     identity: str
 
     def encode(self, text: str) -> list[int]: ...
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts one behind the other, in the type of the vocabulary, and how many each text has."""
+        ...
 
     def decode(self, ids: list[int]) -> str: ...
 
@@ -33,6 +41,11 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        encoded = [text.encode() for text in texts]
+        sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        return np.frombuffer(b"".join(encoded), np.uint8).astype(id_type(self.vocab_size)), sizes
 
     def decode(self, ids: list[int]) -> str:
         """Bytes that are no UTF-8 become U+FFFD; the end of a document is left out."""
@@ -75,8 +88,18 @@ class FileTokenizer:
         self.identity = hashlib.sha256(content).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        encodings = self._backend.encode_batch(list(_pieces(text)), add_special_tokens=False)
-        return [i for encoding in encodings for i in encoding.ids]
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        dtype = id_type(self.vocab_size)
+        ids, sizes = [np.empty(0, dtype)], np.zeros(len(texts), np.int64)
+        pieces = ((number, piece) for number, text in enumerate(texts) for piece in _pieces(text))
+        while batch := list(islice(pieces, PIECES)):
+            encodings = self._backend.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
+            for (number, _), encoding in zip(batch, encodings, strict=True):
+                ids.append(np.array(encoding.ids, dtype))
+                sizes[number] += len(ids[-1])
+        return np.concatenate(ids), sizes
 
     def decode(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=True)
@@ -85,6 +108,13 @@ class FileTokenizer:
 def load_tokenizer(name_or_path: str) -> Tokenizer:
     """`"byte"`, or the path of a tokenizer.json."""
     return ByteTokenizer() if name_or_path == "byte" else FileTokenizer(name_or_path)
+
+
+def id_type(vocab_size: int) -> np.dtype:
+    """The smallest of uint16 and uint32 that holds every id. Raises ValueError beyond 32 bits."""
+    if vocab_size > 1 << 32:
+        raise ValueError(f"a vocabulary of {vocab_size} ids does not fit 32 bits: use a smaller one")
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 def _pieces(text: str) -> Iterator[str]:

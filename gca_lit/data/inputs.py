@@ -1,0 +1,185 @@
+"""Input files of prepare: they are checked and cut into parts, and the text of each part is read on its own."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+PART_BYTES = 8 << 20
+ROWS = 1 << 16  # of a part of a .parquet file, at most
+
+
+class Part(NamedTuple):
+    """What one process encodes at once.
+
+    Args:
+        path: The file.
+        start: First byte, or first row of the row group of a .parquet file.
+        stop: The byte or row behind the last one.
+        group: The row group.
+        last: Whether the file ends with this part: the document of a .txt file then does.
+        size: Bytes of the file that this part is, about.
+        digest: Fingerprint of the content and of how it is read.
+    """
+
+    path: str
+    start: int
+    stop: int
+    group: int
+    last: bool
+    size: int
+    digest: str
+
+
+def find_inputs(patterns: list[str]) -> list[str]:
+    """The files that `patterns` name, the matches of a glob sorted. Raises FileNotFoundError or ValueError."""
+    files = []
+    for pattern in patterns:
+        matches = (
+            sorted(glob(pattern, recursive=True)) if has_magic(pattern) and not Path(pattern).exists() else [pattern]
+        )
+        if not matches:
+            raise FileNotFoundError(f"no input matches {pattern}")
+        files += matches
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"input {file} is not a file")
+        if Path(file).suffix not in (".txt", ".jsonl", ".parquet"):
+            raise ValueError(f"input {file} is none of .txt, .jsonl, .parquet")
+    return files
+
+
+def inspect(path: str, column: str, part_bytes: int) -> list[Part]:
+    """Read a file through and cut it into parts of about `part_bytes`, each with whole characters, lines or rows.
+
+    The parts depend on the file alone, and each only on the bytes up to its end. Raises ValueError when the file is
+    empty, not text, or lacks the column.
+    """
+    if not Path(path).stat().st_size:
+        raise ValueError(f"input {path} is empty")
+    cut = _parquet_parts if Path(path).suffix == ".parquet" else _text_parts
+    return list(cut(path, column, part_bytes))
+
+
+def read_part(part: Part, column: str) -> list[str]:
+    """The documents of a part, or the piece of one that a part of a .txt file is.
+
+    Raises ValueError, naming the place in the file, for one that is no text.
+    """
+    kind = Path(part.path).suffix
+    if kind == ".parquet":
+        return [_text(part, column, *row) for row in _parquet_rows(part, column)]
+    with open(part.path, "rb") as file:
+        file.seek(part.start)
+        content = file.read(part.stop - part.start)
+    if kind == ".txt":
+        return [content.decode()]
+    return [_text(part, column, *row) for row in _json_rows(part, content, column)]
+
+
+def _text_parts(path: str, column: str, part_bytes: int) -> Iterator[Part]:
+    kind = Path(path).suffix
+    size = Path(path).stat().st_size
+    start = 0
+    with open(path, "rb") as file:
+        while start < size:
+            block = file.read(part_bytes)
+            block += file.readline(-1 if kind == ".jsonl" else part_bytes // 128)
+            if start + len(block) < size and not block.endswith(b"\n"):
+                block = _whole_characters(block)
+                file.seek(start + len(block))
+            if (zero := block.find(0)) >= 0:
+                raise ValueError(f"input {path} is not text: a NUL byte at byte {start + zero}")
+            try:
+                block.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"input {path} is not UTF-8: {error.reason} at byte {start + error.start}") from error
+            stop = start + len(block)
+            last = stop >= size
+            digest = hashlib.sha256(f"{kind} {column} {last} ".encode() + block).hexdigest()
+            yield Part(path, start, stop, 0, last, len(block), digest)
+            start = stop
+
+
+def _whole_characters(block: bytes) -> bytes:
+    """Leave out a character that is cut at the end."""
+    for i in range(1, min(4, len(block))):
+        if block[-i] >= 0xC0:
+            return block[:-i]
+        if block[-i] < 0x80:
+            break
+    return block
+
+
+def _parquet_parts(path: str, column: str, part_bytes: int) -> Iterator[Part]:
+    try:
+        parquet = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"input {path} is not a Parquet file: {error}") from error
+    with parquet, open(path, "rb") as file:
+        names = parquet.schema_arrow.names
+        if column not in names:
+            raise ValueError(f"input {path} has no column {column!r}, only {', '.join(names)}")
+        if not parquet.metadata.num_rows:
+            raise ValueError(f"input {path} is empty")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = Path(path).stat().st_size / parquet.metadata.num_rows
+        for number in range(parquet.num_row_groups):
+            group = parquet.metadata.row_group(number)
+            bytes_of = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+            total = bytes_of[column].total_uncompressed_size if column in bytes_of else group.total_byte_size
+            step = min(ROWS, max(1, group.num_rows * part_bytes // max(1, total)))
+            for start in range(0, group.num_rows, step):
+                stop = min(start + step, group.num_rows)
+                of = hashlib.sha256(f"{digest} {column} {number} {start}".encode()).hexdigest()
+                yield Part(path, start, stop, number, True, round(size * (stop - start)), of)
+
+
+def _text(part: Part, column: str, at: int, text: Any) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"{_place(part, at)}: {column!r} holds {type(text).__name__}, not text")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{_place(part, at)}: the text is not valid Unicode: {error}") from error
+    return text
+
+
+def _place(part: Part, at: int) -> str:
+    parquet = Path(part.path).suffix == ".parquet"
+    return f"input {part.path}, " + (f"row {at} of row group {part.group}" if parquet else f"line at byte {at}")
+
+
+def _parquet_rows(part: Part, column: str) -> Iterator[tuple[int, Any]]:
+    """The rows of a part, each with its number; those before it in the row group are read and dropped."""
+    rows = min(part.stop - part.start, 1024)
+    at = 0
+    with pq.ParquetFile(part.path, buffer_size=1 << 20) as parquet:
+        for batch in parquet.iter_batches(rows, row_groups=[part.group], columns=[column], use_threads=False):
+            wanted = batch.column(0)[max(0, part.start - at) : max(0, part.stop - at)]
+            yield from enumerate(wanted.to_pylist(), max(at, part.start))
+            at += len(batch)
+            if at >= part.stop:
+                return
+
+
+def _json_rows(part: Part, content: bytes, column: str) -> Iterator[tuple[int, Any]]:
+    """The values of a part, each with the byte of the file at which its line begins."""
+    at = part.start
+    for line in io.BytesIO(content):
+        if not line.isspace():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{_place(part, at)}: not valid JSON: {error}") from error
+            if not isinstance(row, dict) or column not in row:
+                raise ValueError(f"{_place(part, at)}: no field {column!r}")
+            yield at, row[column]
+        at += len(line)
