@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import codecs
 import inspect
+import locale
 import logging
 import os
 import sys
 import warnings
-from difflib import unified_diff
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NoReturn
 
-import torch
 import yaml
 from jsonargparse import set_loader
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_module
 
-from gca_lit.callbacks import LengthGeneralization, LengthGrowth, MemoryReport, PredictionWriter
+from gca_lit.callbacks import (
+    Begun,
+    Checkpoints,
+    CompileReport,
+    ExactResume,
+    GracefulStop,
+    LengthGeneralization,
+    LengthGrowth,
+    MemoryReport,
+    PredictionWriter,
+    SkipNonFinite,
+)
+from gca_lit.checkpointing import NotSaved, WholeCheckpointIO, check_checkpoint, is_remote, newest
 from gca_lit.data.datamodule import ArrowDataModule
+from gca_lit.data.stream import dead_worker
 from gca_lit.module import CausalLM
+from gca_lit.run_directory import KeepConfig, RunLock
 from gca_lit.usage import UsageError, explain, load_yaml
 
 TRACEBACK = "GCA_LIT_TRACEBACK"
+MISTAKES = (UsageError, ValueError, OSError, ImportError, MisconfigurationException)
+"""What a person can mend before the first batch: answered with one line."""
 WORDS = ("last", "best", "hpc", "registry")
 """What --ckpt_path takes beside a path."""
 
@@ -36,21 +51,28 @@ WORDS = ("last", "best", "hpc", "registry")
 def main(args: list[str] | None = None) -> None:
     """Run a command line; `args` are those of this process by default.
 
-    What its writer can mend, before the first batch, ends with one line on stderr and exit code 2. The environment
-    variable GCA_LIT_TRACEBACK=1 shows the traceback instead. Errors of a run that has begun keep theirs.
+    What its writer can mend, before the first batch, ends with one line on stderr and exit code 2; a full disk and a
+    data-loader worker that died end with one line and exit code 1. The environment variable GCA_LIT_TRACEBACK=1 shows
+    the traceback instead. Other errors of a run that has begun keep theirs.
     """
+    if args is None:
+        _in_utf_8()
     set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
     rank_zero_module.log.addFilter(_no_advertisement)
-    for noise in (".*LeafSpec.* is deprecated", "Couldn't infer the batch indices"):
+    for noise in (".*LeafSpec.* is deprecated", "Couldn't infer the batch indices", ".* returned a view tensor"):
         warnings.filterwarnings("ignore", noise)
     begun = Begun()
     try:
         CLI(begun, args)
-    except (UsageError, ValueError, OSError, ImportError, MisconfigurationException) as error:
+    except (NotSaved, RuntimeError) as error:
+        message = str(error) if isinstance(error, NotSaved) else dead_worker(error)
+        if os.environ.get(TRACEBACK) or message is None:
+            raise
+        _end(message, 1, error)
+    except MISTAKES as error:
         if os.environ.get(TRACEBACK) or begun.at_work:
             raise
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        raise SystemExit(2) from error
+        _end(str(error), 2, error)
 
 
 class Parser(LightningArgumentParser):
@@ -79,6 +101,7 @@ class CLI(LightningCLI):
 
     def __init__(self, begun: Begun, args: list[str] | None) -> None:
         self.begun = begun
+        self.lock: RunLock | None = None
         super().__init__(
             CausalLM,
             ArrowDataModule,
@@ -98,7 +121,8 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.add_lightning_class_args(LengthGeneralization, "length_generalization")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_exception": True})
         adamw = inspect.signature(CausalLM).parameters["optimizer"].default  # a partial, which YAML cannot say
         path = f"{adamw.func.__module__}.{adamw.func.__qualname__}"
         parser.set_defaults({"model.optimizer": {"class_path": path, "init_args": dict(adamw.keywords)}})
@@ -110,7 +134,7 @@ class CLI(LightningCLI):
         path = self._get(self.config, "ckpt_path")
         if path is None and self.subcommand != "fit":
             raise UsageError(f"{self.subcommand} needs --ckpt_path: the path of a checkpoint, or last")
-        if path is not None and path.partition(":")[0] not in WORDS and "://" not in path:
+        if path is not None and path.partition(":")[0] not in WORDS and not is_remote(path):
             check_checkpoint(Path(path))
 
     def after_instantiate_classes(self) -> None:
@@ -120,10 +144,28 @@ class CLI(LightningCLI):
                 f"data.align is {align}, but the chunks of the attention have {chunk_size} tokens: "
                 f"set data.align to {chunk_size}, or to null to ask at the end only"
             )
-        if self.subcommand != "fit" and self._get(self.config, "ckpt_path") == "last":
-            folder = Path(self._get(self.config_init, "checkpoint").dirpath)
-            if not any(folder.glob("last*.ckpt")):
-                raise UsageError(f"there is no last.ckpt in {folder}: train first, or name a checkpoint")
+
+    def before_fit(self) -> None:
+        root = self.trainer.default_root_dir
+        if self.trainer.global_rank == 0 and not is_remote(root):
+            self.lock = RunLock(Path(root))
+
+    def after_fit(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """The arguments of the trainer's method, with the newest whole checkpoint in the place of "last"."""
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        folder = self._get(self.config_init, "checkpoint").dirpath
+        if arguments.get("ckpt_path") == "last" and not is_remote(folder):
+            path = newest(Path(folder))
+            if path is None and subcommand != "fit":
+                raise UsageError(f"there is no last checkpoint in {folder}: train first, or name a checkpoint")
+            if path is None:
+                rank_zero_info(f"there is no checkpoint in {folder} yet: training starts from step 0")
+            arguments["ckpt_path"] = path
+        return arguments
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with loggers and checkpoints in the run directory, and with the callbacks that are always there.
@@ -142,63 +184,36 @@ class CLI(LightningCLI):
             logger = [CSVLogger(root, name="csv"), TensorBoardLogger(root, name="tensorboard")]
         given = settings["callbacks"] or []
         given = given if isinstance(given, list) else [given]
-        always = [self.begun, LengthGrowth(), PredictionWriter(), MemoryReport()]
+        always: list[Callback] = [self.begun, GracefulStop(), ExactResume(), SkipNonFinite()]
+        always += [LengthGrowth(), CompileReport(), PredictionWriter(), MemoryReport()]
         if logger:
             always.append(LearningRateMonitor())
         missing = [callback for callback in always if not any(isinstance(one, type(callback)) for one in given)]
-        return super().instantiate_trainer(logger=logger, callbacks=[*given, *missing], **kwargs)
+
+        plugins = settings["plugins"] or []
+        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+        if not any(isinstance(one, CheckpointIO) for one in plugins):
+            plugins.append(WholeCheckpointIO())
+        return super().instantiate_trainer(logger=logger, callbacks=[*given, *missing], plugins=plugins, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Predictions go to a file, batch by batch."""
         self.trainer.predict(**kwargs, return_predictions=False)
 
 
-class Begun(Callback):
-    """Knows whether the run has come to its first batch."""
+def _in_utf_8() -> None:
+    """Start this command again in Python's UTF-8 mode where the locale has another encoding.
 
-    at_work = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.at_work = True
-
-    on_validation_start = on_test_start = on_predict_start = on_train_start
-
-
-class KeepConfig(SaveConfigCallback):
-    """Writes the resolved configuration to the run directory, beside those of earlier runs when it differs."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.already_saved or not trainer.is_global_zero:
-            return
-        self.already_saved = True
-        name = f"config_{TrainerFn(stage).value}"
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = self.parser.dump(self.config, skip_none=False)
-        earlier = sorted(folder.glob(f"{name}*.yaml"), key=lambda path: path.stat().st_mtime_ns)
-        if any(path.read_text() == text for path in earlier):
-            return
-        path = folder / (f"{name}.{len(earlier)}.yaml" if earlier else f"{name}.yaml")
-        path.write_text(text)
-        if earlier:
-            changes = unified_diff(earlier[-1].read_text().splitlines(), text.splitlines(), n=0, lineterm="")
-            lines = "\n".join(line for line in list(changes)[2:] if not line.startswith("@@"))
-            rank_zero_info(f"{path} differs from {earlier[-1].name}:\n{lines}")
+    Libraries, jsonargparse for one, open text files in the encoding of the locale.
+    """
+    encoding = codecs.lookup(locale.getencoding()).name
+    if encoding != "utf-8" and not sys.flags.utf8_mode and os.environ.get("PYTHONUTF8") != "1":
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONUTF8": "1"})
 
 
-def check_checkpoint(path: Path) -> None:
-    """Raise UsageError when there is nothing at `path`, or a file that gca_lit did not write."""
-    if not path.exists():
-        near = sorted(path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
-        hint = f": {path.parent} has {', '.join(file.name for file in near)}" if near else ""
-        raise UsageError(f"there is no checkpoint {path}{hint}")
-    if path.is_file():
-        try:
-            ours = "gca_lit" in torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except (RuntimeError, UnpicklingError):
-            ours = False
-        if not ours:
-            raise UsageError(f"{path} is not a checkpoint of gca_lit")
+def _end(message: str, code: int, error: Exception) -> NoReturn:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    raise SystemExit(code) from error
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:

@@ -14,18 +14,15 @@ import yaml
 from jsonargparse import set_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gca_lit import requirements as check
 from gca_lit.callbacks.budget import SHARE_OF_HOST, shortage
-from gca_lit.cli import CLI, Begun
+from gca_lit.cli import CLI, MISTAKES, Begun
 from gca_lit.data.shards import read_manifest
 from gca_lit.data.stream import PREFETCH
 from gca_lit.requirements import Finding, Folder, Machine, Needs, Software
-from gca_lit.usage import UsageError, load_yaml
+from gca_lit.usage import load_yaml
 
-MISTAKES = (UsageError, ValueError, OSError, ImportError, MisconfigurationException)
-"""What fit answers with one line."""
 REMEDY = "mend this setting: fit refuses it too"
 BYTES_OF_A_TOKEN = 3 * 8
 """In a batch: the token, its target and its document."""

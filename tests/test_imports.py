@@ -36,8 +36,11 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         },
         {"lightning", "torch", "torchmetrics"},
     ),
+    "gca_lit.checkpointing": (set(), {"lightning", "torch"}),
+    "gca_lit.run_directory": (set(), {"lightning"}),
     "gca_lit.callbacks": (
         {
+            "gca_lit.checkpointing",
             "gca_lit.memory",
             "gca_lit.plots",
             "gca_lit.provenance",

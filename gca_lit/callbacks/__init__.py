@@ -1,8 +1,25 @@
-"""Callbacks: evaluation beyond the training length, growing rows, predictions, memory."""
+"""Callbacks: evaluation beyond the training length, growing rows, predictions, memory, and what keeps a run whole."""
 
+from gca_lit.callbacks.begun import Begun
+from gca_lit.callbacks.checkpoints import Checkpoints
+from gca_lit.callbacks.compile_report import CompileReport
+from gca_lit.callbacks.exact_resume import ExactResume
+from gca_lit.callbacks.graceful_stop import GracefulStop
 from gca_lit.callbacks.length_generalization import LengthGeneralization
 from gca_lit.callbacks.length_growth import LengthGrowth
 from gca_lit.callbacks.memory_report import MemoryReport
 from gca_lit.callbacks.predictions import PredictionWriter
+from gca_lit.callbacks.skip_non_finite import SkipNonFinite
 
-__all__ = ["LengthGeneralization", "LengthGrowth", "MemoryReport", "PredictionWriter"]
+__all__ = [
+    "Begun",
+    "Checkpoints",
+    "CompileReport",
+    "ExactResume",
+    "GracefulStop",
+    "LengthGeneralization",
+    "LengthGrowth",
+    "MemoryReport",
+    "PredictionWriter",
+    "SkipNonFinite",
+]

@@ -39,7 +39,7 @@ class ArrowDataModule(LightningDataModule):
         reset_at_document: Also give the document of each token, and no target across the end of a document.
         seed: Seed of the order of blocks and of the training rows.
         num_workers: Worker processes of each loader.
-        verify: Compare all shards with their sha256 when they are opened, not only samples of large ones.
+        verify: Compare all of every shard with its checksums when it is opened, not only samples of large ones.
         predict: What prediction runs on.
 
     Raises ValueError for settings that do not fit each other, from `setup` also for shards that do not fit them.
@@ -126,6 +126,16 @@ class ArrowDataModule(LightningDataModule):
         stream.switch(length, position)
         return position
 
+    @property
+    def epoch_steps(self) -> int:
+        """Whole optimizer steps that the blocks allow, at least one."""
+        return max(1, self._training().blocks // (self._global_batch * self._accumulate))
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps that would consume as many blocks as training has consumed, with the settings of this run."""
+        return self._training().position // (self._global_batch * self._accumulate)
+
     def tasks(self, placement: Literal["chunk", "end"], seed: int) -> list[Task]:
         """The tasks bound for evaluation. Raises ValueError for "chunk" without `align`."""
         if placement == "chunk" and self.align is None:
@@ -145,15 +155,16 @@ class ArrowDataModule(LightningDataModule):
         if stage == "predict" and self._predict.source != "file":
             self._reader("test")
         if stage == "fit" and self._stream is None:
-            self._stream = BlockStream(self._blocks("train"), self.train_length, self.seed)
+            trainer = self.trainer
+            steps = None if trainer is None else lambda: trainer.global_step
+            self._stream = BlockStream(self._blocks("train"), self.train_length, self.seed, steps)
             self._stream.switches = self._switches_ahead(self._stream)
 
     def train_dataloader(self) -> TrainBatches:
-        stream = self._training()
         rows = BlockRows(self._reader("train"), self.train_length, self._rows, self._reset_at_document)
-        steps = max(1, stream.blocks // (self._global_batch * self._accumulate))
+        batches = self.epoch_steps * self._accumulate
         rank, world = self._rank_and_world
-        loader = TrainBatches(rows, stream, self.batch_size, rank, world, steps * self._accumulate, self._num_workers)
+        loader = TrainBatches(rows, self._training(), self.batch_size, rank, world, batches, self._num_workers)
         self._loaders.append(loader)
         return loader
 
@@ -181,23 +192,26 @@ class ArrowDataModule(LightningDataModule):
         while self._loaders:
             self._loaders.pop().close()
 
+    def on_exception(self, exception: BaseException) -> None:
+        self.teardown("fit")
+
     def state_dict(self) -> dict[str, Any]:
-        """Where training is, in plain numbers and strings; empty unless training was set up."""
+        """Where training was after its last optimizer step, in plain values; empty unless training was set up."""
         if self._stream is None:
             return {}
         return {
-            "position": self._stream.position - self._in_flight * self._global_batch,
-            "batches": self._stream.batches - self._in_flight,
+            "position": self._stream.used,
+            "step": self.trainer.global_step if self.trainer is not None else 0,
             "switches": [list(switch) for switch in self._stream.switches],
             "growth": self.growth.state_dict() if self.growth else None,
             "fingerprint": self._fingerprint(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Another number of ranks or workers changes nothing in the order of blocks.
+        """Go on where `state` was taken, with any number of ranks and workers; outside of training nothing is restored.
 
-        What growth has decided is restored; fixed stages come from the settings of this run. Outside of training there
-        is nothing to restore. Raises ValueError for another data set, seed or training length.
+        What growth has decided is restored; fixed stages come from the settings of this run. Raises ValueError for
+        another data set, seed or training length.
         """
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
@@ -210,7 +224,7 @@ class ArrowDataModule(LightningDataModule):
         ]
         if changed:
             raise ValueError(f"the checkpoint cannot go on with this data: {'; '.join(changed)}")
-        stream.position, stream.batches = state["position"], state["batches"]
+        stream.go_on(state["position"], state["step"], state["step"] * self._accumulate)
         stream.switches = [(position, length) for position, length in state["switches"]]
         if self.growth is None:
             passed = [switch for switch in stream.switches if switch[0] < stream.position]
@@ -229,14 +243,6 @@ class ArrowDataModule(LightningDataModule):
     @property
     def _accumulate(self) -> int:
         return self.trainer.accumulate_grad_batches if self.trainer is not None else 1
-
-    @property
-    def _in_flight(self) -> int:
-        """1 while the batch handed out last is still being trained on, as when an exception saves a checkpoint."""
-        if self.trainer is None:
-            return 0
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return progress.ready - progress.processed  # type: ignore[attr-defined]
 
     def _switches_ahead(self, stream: BlockStream) -> list[Switch]:
         """The length that the stages give at the stream's position, and their switches from there on."""

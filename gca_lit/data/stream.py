@@ -8,7 +8,12 @@ At row length L the block at position p is cut into train_length / L rows. The n
 token among all training tokens since the start, p * train_length + j * L: no two rows of a run share it.
 """
 
-from collections.abc import Iterator, Sequence, Sized
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence, Sized
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,9 +55,13 @@ class Work(NamedTuple):
 
 
 class BlockStream:
-    """Where training is in the sequence of blocks: `position` of them are consumed, in `batches` global batches."""
+    """Where training is in the sequence of blocks: `position` of them are handed out, in `batches` global batches.
 
-    def __init__(self, blocks: int, train_length: int, seed: int) -> None:
+    Args:
+        steps: Tells how many optimizer steps are done, so that batches whose gradients are lost can be repeated.
+    """
+
+    def __init__(self, blocks: int, train_length: int, seed: int, steps: Callable[[], int] | None = None) -> None:
         self.blocks = blocks
         self.train_length = train_length
         self.seed = seed
@@ -60,6 +69,25 @@ class BlockStream:
         self.position = 0
         self.batches = 0
         self._epoch = (-1, np.empty(0, np.int64))
+        self._steps = steps
+        self._window = (0, 0)  # optimizer steps done, and position, when the first batch of the next step was asked for
+
+    def go_on(self, position: int, step: int, batches: int) -> None:
+        """Stand where optimizer step `step` has used the blocks before `position`."""
+        self.position, self.batches, self._window = position, batches, (step, position)
+
+    def hand_out(self, blocks: int) -> None:
+        """Count the next global batch. It is asked for when all earlier ones have been trained on."""
+        if self._steps is not None and self._steps() != self._window[0]:
+            self._window = (self._steps(), self.position)
+        self.position += blocks
+        self.batches += 1
+
+    @property
+    def used(self) -> int:
+        """The position behind the blocks that optimizer steps have used."""
+        step, start = self._window
+        return self.position if self._steps is None or self._steps() != step else start
 
     def block(self, position: int) -> int:
         """The block that stands at `position`."""
@@ -132,13 +160,32 @@ class Batches(Sized):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             prefetch_factor=PREFETCH if num_workers else None,
+            worker_init_fn=_leave_signals_to_training,
         )
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from self._loader
+        batches = iter(self._loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (OSError, EOFError) as error:  # what was under way from a worker that died
+                if (death := self._death()) is None:
+                    raise
+                raise death from error
+            yield batch
+
+    def _death(self) -> RuntimeError | None:
+        """The death of a worker in the words of PyTorch, where one is dead."""
+        for worker in getattr(self._loader._iterator, "_workers", ()):
+            worker.join(timeout=1)
+            if worker.exitcode:
+                return RuntimeError(f"DataLoader worker (pid {worker.pid}) ended with exit code {worker.exitcode}")
+        return None
 
     def close(self) -> None:
         """End the worker processes now: left to the garbage collector, that can take seconds for each."""
@@ -146,6 +193,32 @@ class Batches(Sized):
         if workers is not None:
             workers._shutdown_workers()  # type: ignore[attr-defined]
             self._loader._iterator = None
+
+
+def _leave_signals_to_training(worker: int) -> None:
+    """Live on when a terminal or a scheduler signals all processes: training stops in its own time and needs its
+    workers until then. Only the SIGTERM of the training process itself ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def dead_worker(error: RuntimeError) -> str | None:
+    """What to say about a worker process that died, None when `error` tells of something else."""
+    found = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", str(error))
+    if found is None:
+        return None
+    return (
+        f"the data-loader worker with pid {found[1]} {found[2].rstrip('. ')}. Most likely the host ran out of memory: "
+        "take fewer workers (data.num_workers) or smaller batches, and look for the pid in the kernel's log"
+    )
 
 
 class TrainBatches(Batches):
@@ -170,11 +243,8 @@ class TrainBatches(Batches):
         super().__init__(rows, _TrainWorks(stream, batch_size, rank, world), length, num_workers)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self._loader)
-        for _ in range(self._length):
-            batch = next(batches)
-            self._stream.position += self._step
-            self._stream.batches += 1
+        for batch in islice(super().__iter__(), self._length):
+            self._stream.hand_out(self._step)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

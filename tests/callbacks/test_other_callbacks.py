@@ -39,10 +39,11 @@ class Answering(FakeModule):
 def test_rows_grow_when_all_tasks_are_solved(tmp_path, caplog):
     data = GrowingData(LengthRule(start=16, check_every=2, threshold=0.9, window=1))
     module = Answering(
-        {"counting": (9, 10), "riddle": (1, 10)},
-        {"counting": (10, 10), "riddle": (19, 20)},
-        {"counting": (10, 10)},
-        {"counting": (10, 10)},
+        {"counting": (9, 10)},
+        {"riddle": (1, 10)},
+        {"counting": (10, 10), "riddle": (9, 10)},
+        {"riddle": (10, 10)},
+        *[{"counting": (5, 5)}] * 4,
     )
     with caplog.at_level("INFO"):
         trainer(tmp_path, LengthGrowth(), max_epochs=8, limit_val_batches=0).fit(module, data)

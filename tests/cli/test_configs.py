@@ -11,7 +11,16 @@ import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
 from gca_lit.attention import FullAttention, GroupedCrossAttention, SlidingWindow
-from gca_lit.callbacks import LengthGeneralization, LengthGrowth, MemoryReport, PredictionWriter
+from gca_lit.callbacks import (
+    Checkpoints,
+    ExactResume,
+    GracefulStop,
+    LengthGeneralization,
+    LengthGrowth,
+    MemoryReport,
+    PredictionWriter,
+    SkipNonFinite,
+)
 from gca_lit.cli import CLI
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -27,7 +36,17 @@ STACKS = [
     *((BASE, *pair) for pair in PAIRS),
     *((DEMO_BASE, one) for one in [*DEMO, *OVERLAYS] if one.parent.name in ("demo", "trainer", "eval")),
 ]
-ALWAYS = (LengthGeneralization, LengthGrowth, PredictionWriter, MemoryReport, ModelCheckpoint, LearningRateMonitor)
+ALWAYS = (
+    LengthGeneralization,
+    LengthGrowth,
+    SkipNonFinite,
+    PredictionWriter,
+    MemoryReport,
+    ExactResume,
+    LearningRateMonitor,
+    GracefulStop,
+    Checkpoints,
+)
 Instantiate = Callable[..., CLI]
 
 
@@ -132,6 +151,7 @@ def test_what_must_always_run_survives_overlays(tiny: str, tmp_path: Path, insta
     ):
         callbacks = instantiate("fit", "--config", tiny, *more).trainer.callbacks
         assert [sum(isinstance(one, cls) for one in callbacks) for cls in ALWAYS] == [1] * len(ALWAYS)
+    assert isinstance(callbacks[-1], Checkpoints)  # what it saves, the others have done with
     callbacks = instantiate("fit", "--config", tiny, "--trainer.enable_checkpointing", "false").trainer.callbacks
     assert not any(isinstance(one, ModelCheckpoint) for one in callbacks)
     callbacks = instantiate("fit", "--config", tiny, "--trainer.logger", "false").trainer.callbacks

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
 from gca_lit.cli import main
@@ -93,15 +94,15 @@ def test_evaluation_that_cannot_work(tiny: str, run: Callable[..., None], refuse
 def test_checkpoints(tiny: str, tmp_path: Path, run_dir: Path, run: Callable[..., None], refused: Refused) -> None:
     validate = ["validate", "--config", tiny]
     assert "validate needs --ckpt_path" in refused(*validate)
-    assert "there is no last.ckpt" in refused(*validate, "--ckpt_path", "last")
+    assert "there is no last checkpoint in" in refused(*validate, "--ckpt_path", "last")
     run("fit")
     folder = run_dir / "checkpoints"
-    assert "last.ckpt" in refused(*validate, "--ckpt_path", str(folder / "lost.ckpt"))
+    assert "last-step=2.ckpt" in refused(*validate, "--ckpt_path", str(folder / "lost.ckpt"))
     assert "is not a checkpoint of gca_lit" in refused(*validate, "--ckpt_path", tiny)
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     assert "is not a checkpoint of gca_lit" in refused(*validate, "--ckpt_path", str(tmp_path / "other.ckpt"))
 
-    last = ["--ckpt_path", str(folder / "last.ckpt")]
+    last = ["--ckpt_path", str(folder / "last-step=2.ckpt")]
     message = refused(*validate, *last, "--model.attention", "FullAttention")
     assert "another architecture; attention.backend: " in message
     assert "gca.GroupedCrossAttention in the checkpoint" in message and "full.FullAttention in this run" in message
@@ -129,3 +130,5 @@ def test_the_traceback_can_be_asked_for(tiny: str, monkeypatch: pytest.MonkeyPat
 def test_lightning_still_has_what_is_overridden() -> None:
     assert callable(LightningCLI._parse_ckpt_path)
     assert callable(LightningCLI._run_subcommand)
+    assert callable(LightningCLI._prepare_subcommand_kwargs)
+    assert callable(ModelCheckpoint._save_last_checkpoint)

@@ -1,0 +1,157 @@
+"""Checkpoint files: written whole or not at all, checked before they are trusted, the newest found by its step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+LAST = "last-step=*.ckpt"
+PART = ".part"
+
+
+class NotSaved(OSError):
+    """A checkpoint could not be written; those before it are whole."""
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, waits until it is on the disk, then renames it; a kill at any moment leaves
+    the old file or the new one. Loads plain values and tensors only. Remote paths go Lightning's own way.
+
+    Raises NotSaved when the disk does not take it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if is_remote(path) or storage_options is not None:
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        path = Path(path)
+        part = path.with_name(path.name + PART)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            _sync(path.parent)
+        except BaseException as error:
+            part.unlink(missing_ok=True)
+            cause = error if isinstance(error, OSError) else error.__context__  # torch hides what the disk said
+            if not isinstance(cause, OSError):
+                raise
+            raise NotSaved(_not_saved(path, checkpoint, cause)) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
+
+
+def is_remote(path: str | Path) -> bool:
+    return "://" in str(path)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise FileNotFoundError or ValueError when `path` is missing, is damaged, or was not written by gca_lit."""
+    if not path.exists():
+        near = sorted(path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+        hint = f": {path.parent} has {', '.join(file.name for file in near)}" if near else ""
+        raise FileNotFoundError(f"there is no checkpoint {path}{hint}")
+    if path.is_file():
+        try:
+            ours = "gca_lit" in _read(path)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a checkpoint of gca_lit, or one that is damaged: {error}") from error
+        if not ours:
+            raise ValueError(f"{path} is not a checkpoint of gca_lit")
+        if found := damage(path):
+            raise ValueError(f"{path} is damaged: {found}; take an earlier one")
+
+
+def newest(folder: Path) -> Path | None:
+    """The whole checkpoint of the highest step that `folder` keeps for going on, None when it has none.
+
+    The step is the one stored inside. Warns when a damaged one is passed over. Raises ValueError when all are damaged.
+    """
+    steps: dict[Path, int] = {}
+    damaged: dict[Path, str] = {}
+    for path in folder.glob(LAST):
+        try:
+            steps[path] = _read(path / "meta.pt" if path.is_dir() else path)["global_step"]
+        except (ValueError, KeyError) as error:
+            damaged[path] = str(error)
+    whole = None
+    for path in sorted(steps, key=lambda path: steps[path], reverse=True):
+        if (found := damage(path)) is None:
+            whole = path
+            break
+        damaged[path] = found
+    listed = "; ".join(f"{path} is damaged: {found}" for path, found in damaged.items())
+    if listed and whole is None:
+        raise ValueError(f"no checkpoint is whole: {listed}; name another one, or start without --ckpt_path")
+    if listed:
+        rank_zero_warn(f"{listed}. {whole}, of step {steps[whole]}, is used instead.")  # type: ignore[index]
+    return whole
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file, None when every part of it has the checksum it was written with.
+
+    A folder (weights in shards) has no checksums.
+    """
+    if path.is_dir():
+        return None
+    try:
+        with ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except (BadZipFile, OSError, EOFError) as error:
+        return str(error)
+    return None if wrong is None else f"{wrong} has another checksum than it was written with"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The values of a checkpoint; tensors stay on the disk. Raises ValueError for a file that torch cannot read."""
+    try:
+        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, OSError) as error:
+        raise ValueError(str(error).partition(". ")[0].partition("\n")[0]) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}")
+    return found
+
+
+def _not_saved(path: Path, checkpoint: dict[str, Any], cause: OSError) -> str:
+    free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
+    return (
+        f"{path} could not be saved: {cause.strerror or cause}. It takes {_Size(checkpoint).bytes:,} bytes, and "
+        f"{free:,} are free there: make room, or set trainer.default_root_dir to another disk. "
+        "Earlier checkpoints are whole; --ckpt_path last goes on from there."
+    )
+
+
+class _Size:
+    """A file that only counts."""
+
+    def __init__(self, checkpoint: dict[str, Any]) -> None:
+        self.bytes = 0
+        torch.save(checkpoint, self)  # type: ignore[arg-type]
+
+    def write(self, data: bytes) -> int:
+        self.bytes += len(data)
+        return len(data)
+
+    def flush(self) -> None: ...
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the names in `folder` are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
