@@ -108,11 +108,15 @@ class ChunkEncoder(nn.Module):
         self.kv = nn.Linear(dims.width, 2 * dims.kv_heads * dims.head_width, bias=False)
         self.k_norm = RMSNorm(dims.head_width) if dims.qk_norm else nn.Identity()
 
-    def forward(self, blocks: Tensor) -> EncodedChunks:
-        """blocks: lower hidden states of whole blocks [B, n, C + 1, M], the landmark's row last."""
-        B, n, S, _ = blocks.shape
+    def rotation(self, blocks: Tensor) -> Rotation:
+        """Of the rows of blocks [B, n, C + 1, M]; made outside of the compiled `forward`, which would take the angles in
+        fp64 again for every element."""
+        return rotation(torch.arange(blocks.shape[2], device=blocks.device), self.dims.head_width, blocks.dtype)
+
+    def forward(self, blocks: Tensor, turn: Rotation) -> EncodedChunks:
+        """blocks: lower hidden states of whole blocks [B, n, C + 1, M], the landmark's row last; turn: `rotation`."""
+        B, n = blocks.shape[:2]
         x = self.norm_in(blocks.flatten(0, 1))
-        turn = rotation(torch.arange(S, device=x.device), self.dims.head_width, x.dtype)
         for layer in self.layers:
             x = layer(x, turn)
         x = self.norm_out(x).unflatten(0, (B, n))

@@ -117,7 +117,7 @@ class UpperHalf(nn.Module):
         if whole == 0 and not torch.is_grad_enabled():
             return self.encoder.nothing(x, layout.block - 1), rows
         blocks = rows[:, :whole].unflatten(1, (layout.chunks, layout.block))
-        return self.encoder(blocks), rows[:, whole:].clone()
+        return self.encoder(blocks, self.encoder.rotation(blocks)), rows[:, whole:].clone()
 
     def _run(
         self,

@@ -70,7 +70,8 @@ def test_what_sharded_modules_return_is_seen_through() -> None:
     """FSDP looks for tensors in tuples: it would not gather the weights for the backward of any other."""
     backend = GroupedCrossAttention(chunk_size=7, window=16, top_k=2)
     decoder = Decoder(DecoderConfig(width=16, heads=2, kv_heads=2, layers=2, mlp_width=16), backend, 257)
-    encoded = decoder.upper.encoder(torch.randn(1, 3, 8, 16))  # type: ignore[operator, union-attr]
+    blocks = torch.randn(1, 3, 8, 16)
+    encoded = decoder.upper.encoder(blocks, decoder.upper.encoder.rotation(blocks))  # type: ignore[operator, union-attr]
     assert len(tree_leaves(encoded)) == 3
     step = decoder(torch.zeros(1, 20, dtype=torch.long))
     assert any(leaf is step.hidden for leaf in tree_leaves(step))

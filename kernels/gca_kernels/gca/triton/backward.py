@@ -68,6 +68,16 @@ def query_kernel(
     tl.store(grad_q + out_at, (total * scale).to(grad_q.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def add_product(total, a, b):
+    """total + a b. In fp32 the product is summed by itself first: a long sum loses less when few terms are large."""
+    if a.dtype == tl.float32:
+        total += tl.dot(a, b, input_precision="ieee")
+    else:
+        total = tl.dot(a, b, total, input_precision="ieee")
+    return total
+
+
 @triton.jit(do_not_specialize=RUNTIME)
 def chunk_kernel(
     q, k, v, weights, lse, grad, delta, entries, runs, cuts, grad_k, grad_v, partial,
@@ -131,10 +141,10 @@ def chunk_kernel(
         weight = tl.load(weights + entry, mask=in_use, other=0.0).to(tl.float32)
         score = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")
         p = tl.exp2(score * (scale * LOG2_E) - row_lse[None, :]) * weight
-        total_v = tl.dot(p.to(g_tile.dtype), g_tile, total_v, input_precision="ieee")
+        total_v = add_product(total_v, p.to(g_tile.dtype), g_tile)
         grad_p = tl.dot(v_tile, tl.trans(g_tile), input_precision="ieee")
         grad_score = p * (grad_p - row_delta[None, :])
-        total_k = tl.dot(grad_score.to(q_tile.dtype), q_tile, total_k, input_precision="ieee")
+        total_k = add_product(total_k, grad_score.to(q_tile.dtype), q_tile)
 
     total_k = total_k * scale
     at = (c[:, None] * KV_HEADS + kv_head) * D + d[None, :]
