@@ -109,8 +109,10 @@ class ChunkEncoder(nn.Module):
         self.k_norm = RMSNorm(dims.head_width) if dims.qk_norm else nn.Identity()
 
     def rotation(self, blocks: Tensor) -> Rotation:
-        """Of the rows of blocks [B, n, C + 1, M]; made outside of the compiled `forward`, which would take the angles in
-        fp64 again for every element."""
+        """Of the rows of blocks [B, n, C + 1, M].
+
+        It is made outside of the compiled `forward`, which would take the angles in fp64 again for every element.
+        """
         return rotation(torch.arange(blocks.shape[2], device=blocks.device), self.dims.head_width, blocks.dtype)
 
     def forward(self, blocks: Tensor, turn: Rotation) -> EncodedChunks:

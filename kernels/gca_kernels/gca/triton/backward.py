@@ -69,12 +69,12 @@ def query_kernel(
 
 
 @triton.jit
-def add_product(total, a, b):
-    """total + a b. In fp32 the product is summed by itself first: a long sum loses less when few terms are large."""
-    if a.dtype == tl.float32:
-        total += tl.dot(a, b, input_precision="ieee")
+def add_product(total, a, b, weight):
+    """total + weight * a b, with a in fp32. An fp32 product is summed by itself first, for a long sum loses more."""
+    if b.dtype == tl.float32:
+        total += tl.dot(a, b, input_precision="ieee") * weight
     else:
-        total = tl.dot(a, b, total, input_precision="ieee")
+        total = tl.dot((a * weight).to(b.dtype), b, total)
     return total
 
 
@@ -140,11 +140,11 @@ def chunk_kernel(
         row_delta = tl.load(delta + packed_at)
         weight = tl.load(weights + entry, mask=in_use, other=0.0).to(tl.float32)
         score = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")
-        p = tl.exp2(score * (scale * LOG2_E) - row_lse[None, :]) * weight
-        total_v = add_product(total_v, p.to(g_tile.dtype), g_tile)
+        p = tl.exp2(score * (scale * LOG2_E) - row_lse[None, :])
+        total_v = add_product(total_v, p, g_tile, weight)
         grad_p = tl.dot(v_tile, tl.trans(g_tile), input_precision="ieee")
         grad_score = p * (grad_p - row_delta[None, :])
-        total_k = add_product(total_k, grad_score.to(q_tile.dtype), q_tile)
+        total_k = add_product(total_k, grad_score, q_tile, weight)
 
     total_k = total_k * scale
     at = (c[:, None] * KV_HEADS + kv_head) * D + d[None, :]
