@@ -1,7 +1,8 @@
 """Masked causal attention on CUDA by flex_attention, which skips the blocks that a mask hides.
 
 The block mask depends on shapes and documents alone: it is made outside of compiled layers, block by block, so that no
-pair of rows is ever looked at, and kept per shape where there are no documents.
+pair of rows is ever looked at, and kept per shape where there are no documents. Queries and keys are filled up to whole
+blocks, for the kernels are a third slower where they have to look at every bound.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -36,10 +38,12 @@ def block_mask(rows: int, past: int, window: int | None, documents: Tensor | Non
 
     documents: document number of each row [B, rows], or None; needs past = 0.
     """
+    rows = rows + -rows % BLOCK
     if documents is None:
         return _window_mask(rows, past, window, device)
+    documents = _filled(documents, -documents.shape[1] % BLOCK)
     seen, whole = _causal_blocks(rows, past, window, device)
-    low, high = _blocks_of(documents).aminmax(dim=-1)
+    low, high = documents.unflatten(1, (-1, BLOCK)).aminmax(dim=-1)
     crossing = (low[:, :, None] <= high[:, None]) & (high[:, :, None] >= low[:, None])
     one = (low[:, :, None] == high[:, None]) & (high[:, :, None] == low[:, None])
 
@@ -51,7 +55,9 @@ def block_mask(rows: int, past: int, window: int | None, documents: Tensor | Non
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, slopes: Tensor | None) -> Tensor:
     """Attention of q [B, R, H, D] to k and v [B, P + R, J, D] under a mask of `block_mask`; slopes: ALiBi's [H]."""
-    past = k.shape[1] - q.shape[1]
+    rows, past = q.shape[1], k.shape[1] - q.shape[1]
+    q = F.pad(q, (0, 0, 0, 0, 0, -rows % BLOCK))
+    k, v = (F.pad(x, (0, 0, 0, 0, 0, _keys(q.shape[1], past) - past - rows)) for x in (k, v))
 
     def alibi(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
         assert slopes is not None
@@ -68,7 +74,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, slopes: T
         enable_gqa=q.shape[2] != k.shape[2],
         kernel_options=TILES if q.is_cuda else None,
     )
-    return out.transpose(1, 2)
+    return out.transpose(1, 2)[:, :rows]
 
 
 @cache
@@ -83,18 +89,23 @@ def _window_mask(rows: int, past: int, window: int | None, device: torch.device)
 
     with torch.inference_mode(False):  # a mask first made in evaluation serves training too
         seen, whole = _causal_blocks(rows, past, window, device)
-        return _mask(seen[None, None], whole[None, None], sees, (rows, past + rows))
+        return _mask(seen[None, None], whole[None, None], sees, (rows, _keys(rows, past)))
 
 
 def _within(distance: Tensor, window: int | None) -> Tensor:
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
+def _keys(rows: int, past: int) -> int:
+    """Keys of whole blocks for `rows` queries behind `past` rows."""
+    return past + rows + -(past + rows) % BLOCK
+
+
 def _causal_blocks(rows: int, past: int, window: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """Whether block [i] of queries sees some pair, and every pair, of block [j] of keys: bool [Q, K] each."""
-    first_row = past + BLOCK * torch.arange(-(-rows // BLOCK), device=device)[:, None]
-    last_row = (first_row + BLOCK - 1).clamp(max=past + rows - 1)
-    first_key = BLOCK * torch.arange(-(-(past + rows) // BLOCK), device=device)
+    first_row = past + BLOCK * torch.arange(rows // BLOCK, device=device)[:, None]
+    last_row = first_row + BLOCK - 1
+    first_key = BLOCK * torch.arange(_keys(rows, past) // BLOCK, device=device)
     last_key = first_key + BLOCK - 1
     seen, whole = first_key <= last_row, last_key <= first_row
     if window is not None:
@@ -102,11 +113,9 @@ def _causal_blocks(rows: int, past: int, window: int | None, device: torch.devic
     return seen, whole
 
 
-def _blocks_of(documents: Tensor) -> Tensor:
-    """Documents [B, R] -> [B, blocks, BLOCK], the last block filled up with the last row's."""
-    missing = -documents.shape[1] % BLOCK
-    filled = torch.cat((documents, documents[:, -1:].expand(-1, missing)), 1)
-    return filled.unflatten(1, (-1, BLOCK))
+def _filled(documents: Tensor, missing: int) -> Tensor:
+    """Documents [B, R] with `missing` more of the last row's."""
+    return torch.cat((documents, documents[:, -1:].expand(-1, missing)), 1)
 
 
 def _mask(seen: Tensor, whole: Tensor, sees: Callable[..., Tensor], lengths: tuple[int, int]) -> BlockMask:
