@@ -10,7 +10,9 @@ from gca_lit.data import predict as prediction
 from gca_lit.data.curriculum import LengthRule, Switch, check_length, check_stages, length_at
 from gca_lit.data.haystack import BookHaystack
 from gca_lit.data.mixture import Mixture, RowMaker
+from gca_lit.data.order import Order, ShardOrder
 from gca_lit.data.predict import Predict, PredictItems
+from gca_lit.data.shard_cache import Cache
 from gca_lit.data.shards import ShardReader
 from gca_lit.data.stream import HORIZON, PREFETCH, Batches, BlockRows, BlockStream, TrainBatches, in_sequence
 from gca_lit.data.tokenizers import load_tokenizer
@@ -18,6 +20,7 @@ from gca_lit.tasks.base import Task
 
 _TEXT_ONLY = Mixture()
 _DOCUMENTS = Predict()
+_CACHE = Cache()
 _ROWS = 0x726F7773  # sets the hash that picks text or task apart from the one that orders blocks
 
 
@@ -25,7 +28,7 @@ class ArrowDataModule(LightningDataModule):
     """Batches from token shards. Lengths count text tokens.
 
     Args:
-        train: Directory of the training shards.
+        train: Directory of the training shards, or a remote address such as s3://bucket/path; also val and test.
         val: Directory of the validation shards.
         train_length: Tokens of a training block, the row length of the last stage.
         test: Directory of the test shards.
@@ -38,6 +41,8 @@ class ArrowDataModule(LightningDataModule):
         growth: A rule that lengthens rows as the tasks are solved, instead of stages.
         reset_at_document: Also give the document of each token, and no target across the end of a document.
         seed: Seed of the order of blocks and of the training rows.
+        shuffle_shards: Train on the blocks of so many shards at a time, shuffled; None shuffles all blocks of an epoch.
+        cache: Where shards from remote addresses are kept on this machine.
         num_workers: Worker processes of each loader.
         verify: Compare all of every shard with its checksums when it is opened, not only samples of large ones.
         predict: What prediction runs on.
@@ -60,6 +65,8 @@ class ArrowDataModule(LightningDataModule):
         growth: LengthRule | None = None,
         reset_at_document: bool = False,
         seed: int = 1,
+        shuffle_shards: int | None = None,
+        cache: Cache = _CACHE,
         num_workers: int = 0,
         verify: bool = False,
         predict: Predict = _DOCUMENTS,
@@ -67,6 +74,8 @@ class ArrowDataModule(LightningDataModule):
         super().__init__()
         if train_length < 2 or batch_size < 1:
             raise ValueError(f"train_length >= 2 and batch_size >= 1 are needed, not {train_length} and {batch_size}")
+        if shuffle_shards is not None and shuffle_shards < 1:
+            raise ValueError(f"shuffle_shards must be 1 or more, or null to shuffle all blocks, not {shuffle_shards}")
         if not 0 <= num_workers * PREFETCH <= HORIZON:
             raise ValueError(f"num_workers must be 0 to {HORIZON // PREFETCH}, not {num_workers}")
         if stages is not None and growth is not None:
@@ -88,6 +97,8 @@ class ArrowDataModule(LightningDataModule):
         self.growth = growth
         self.seed = seed
         self._tasks = list(tasks)
+        self._shuffle_shards = shuffle_shards
+        self._cache = cache
         self._stages = (
             [(0, growth.start)] if growth else [(step, length) for step, length in stages or [(0, train_length)]]
         )
@@ -157,7 +168,7 @@ class ArrowDataModule(LightningDataModule):
         if stage == "fit" and self._stream is None:
             trainer = self.trainer
             steps = None if trainer is None else lambda: trainer.global_step
-            self._stream = BlockStream(self._blocks("train"), self.train_length, self.seed, steps)
+            self._stream = BlockStream(self._blocks("train"), self.train_length, self.seed, steps, self._order())
             self._stream.switches = self._switches_ahead(self._stream)
 
     def train_dataloader(self) -> TrainBatches:
@@ -211,16 +222,16 @@ class ArrowDataModule(LightningDataModule):
         """Go on where `state` was taken, with any number of ranks and workers; outside of training nothing is restored.
 
         What growth has decided is restored; fixed stages come from the settings of this run. Raises ValueError for
-        another data set, seed or training length.
+        another data set, seed, training length or shuffle_shards.
         """
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
         stream = self._training()
         ours = self._fingerprint()
         changed = [
-            f"{name} was {value}, now {ours.get(name)}"
-            for name, value in state["fingerprint"].items()
-            if value != ours.get(name)
+            f"{name} was {state['fingerprint'].get(name)}, now {value}"
+            for name, value in ours.items()
+            if value != state["fingerprint"].get(name)
         ]
         if changed:
             raise ValueError(f"the checkpoint cannot go on with this data: {'; '.join(changed)}")
@@ -244,6 +255,14 @@ class ArrowDataModule(LightningDataModule):
     def _accumulate(self) -> int:
         return self.trainer.accumulate_grad_batches if self.trainer is not None else 1
 
+    def _order(self) -> Order | None:
+        """Raises ValueError when the order does not suit the cache of a remote data set."""
+        reader = self._reader("train")
+        reader.files.check_order(self._shuffle_shards)
+        if self._shuffle_shards is None:
+            return None
+        return ShardOrder(reader.starts, self._blocks("train"), self.train_length, self._shuffle_shards, self.seed)
+
     def _switches_ahead(self, stream: BlockStream) -> list[Switch]:
         """The length that the stages give at the stream's position, and their switches from there on."""
         batches = [(step * self._accumulate, length) for step, length in self._stages]
@@ -263,7 +282,7 @@ class ArrowDataModule(LightningDataModule):
         if path is None:
             raise ValueError(f"data.{split} is not set: name the directory of its shards")
         if split not in self._readers:
-            self._readers[split] = ShardReader(path, self.tokenizer, self._verify)
+            self._readers[split] = ShardReader(path, self.tokenizer, self._verify, self._cache)
         return self._readers[split]
 
     def _blocks(self, split: str) -> int:
@@ -271,7 +290,7 @@ class ArrowDataModule(LightningDataModule):
         blocks = (self._reader(split).total - 1) // self.train_length
         if blocks < 1:
             raise ValueError(
-                f"{self.paths[split]} holds {self._reader(split).total} tokens, too few for one block of "
+                f"{self._reader(split).place} holds {self._reader(split).total} tokens, too few for one block of "
                 f"train_length {self.train_length} and its last target: add text, or take a shorter train_length"
             )
         return blocks
@@ -290,4 +309,5 @@ class ArrowDataModule(LightningDataModule):
             "blocks": self._training().blocks,
             "train_length": self.train_length,
             "seed": self.seed,
+            "shuffle_shards": self._shuffle_shards,
         }

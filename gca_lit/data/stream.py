@@ -1,8 +1,8 @@
 """The order of training blocks, and the loaders that turn it into batches.
 
 Training consumes an endless sequence of blocks, counted by a *position*. A block is `train_length` tokens of the
-stream of all tokens. Position p belongs to epoch p // blocks, and every epoch is a seeded permutation: which block
-stands at a position depends on nothing else, so ranks, workers, batch size and resuming never change the order.
+stream of all tokens. Position p belongs to epoch p // blocks, and every epoch is a seeded permutation (`order`): which
+block stands at a position depends on nothing else, so ranks, workers, batch size and resuming never change the order.
 
 At row length L the block at position p is cut into train_length / L rows. The number of a row is that of its first
 token among all training tokens since the start, p * train_length + j * L: no two rows of a run share it.
@@ -14,44 +14,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence, Sized
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from gca_lit.data.curriculum import Switch, length_at
-from gca_lit.data.hashing import permutation
-from gca_lit.data.mixture import RowMaker
-from gca_lit.data.shards import ShardReader
-from gca_lit.tasks.base import IGNORED
+from gca_lit.data.order import EpochOrder, Order
+from gca_lit.data.rows import Batch, BlockRows, Made, Work
 
 PREFETCH = 2  # batches that a worker prepares ahead
 HORIZON = 16  # batches between the call of `switch_length` and the switch: more than any set of workers is ahead
-
-
-class Batch(NamedTuple):
-    """tokens: int64 [B, T]. targets: int64 [B, T], -100 where there is none. rows: int64 [B], the numbers of the rows.
-    task: int64 [B], index into the data module's `task_names`, -1 for plain text. documents: int64 [B, T], the document
-    of each token (-1 in task rows), or None unless attention is reset at documents."""
-
-    tokens: Tensor
-    targets: Tensor
-    rows: Tensor
-    task: Tensor
-    documents: Tensor | None
-
-
-class Work(NamedTuple):
-    """What a worker needs to make a batch: the blocks at these positions, cut into rows of `length` tokens.
-
-    Block -1 stands for a row without targets, which fills up a rank in evaluation.
-    """
-
-    positions: list[int]
-    blocks: list[int]
-    length: int
 
 
 class BlockStream:
@@ -59,16 +31,23 @@ class BlockStream:
 
     Args:
         steps: Tells how many optimizer steps are done, so that batches whose gradients are lost can be repeated.
+        order: In which order the blocks come; all blocks of an epoch permuted unless given.
     """
 
-    def __init__(self, blocks: int, train_length: int, seed: int, steps: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        train_length: int,
+        seed: int,
+        steps: Callable[[], int] | None = None,
+        order: Order | None = None,
+    ) -> None:
         self.blocks = blocks
         self.train_length = train_length
-        self.seed = seed
         self.switches: list[Switch] = [(0, train_length)]
         self.position = 0
         self.batches = 0
-        self._epoch = (-1, np.empty(0, np.int64))
+        self._order = order or EpochOrder(blocks, seed)
         self._steps = steps
         self._window = (0, 0)  # optimizer steps done, and position, when the first batch of the next step was asked for
 
@@ -91,10 +70,7 @@ class BlockStream:
 
     def block(self, position: int) -> int:
         """The block that stands at `position`."""
-        epoch, place = divmod(position, self.blocks)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, permutation(self.blocks, self.seed, epoch))
-        return int(self._epoch[1][place])
+        return self._order(position)
 
     def work(self, start: int, batch_size: int, rank: int = 0) -> Work:
         """The share of `rank` in the global batch that begins at position `start`: `batch_size` blocks."""
@@ -107,57 +83,20 @@ class BlockStream:
         self.switches = [switch for switch in self.switches if switch[0] < position] + [(position, length)]
 
 
-class BlockRows(Dataset[Batch]):
-    """Makes the batch of a `Work`: its blocks cut into rows, each row text or task."""
-
-    def __init__(self, reader: ShardReader, train_length: int, rows: RowMaker, reset_at_document: bool = False) -> None:
-        self.reader = reader
-        self.train_length = train_length
-        self.rows = rows
-        self.reset_at_document = reset_at_document
-
-    def __getitem__(self, work: Work) -> Batch:
-        made = []
-        for position, block in zip(work.positions, work.blocks, strict=True):
-            for offset in range(0, self.train_length, work.length):
-                number = position * self.train_length + offset
-                made.append(self._row(number, block * self.train_length + offset, work.length))
-        tokens, targets, numbers, task, documents = zip(*made, strict=True)
-        return Batch(
-            torch.stack(tokens),
-            torch.stack(targets),
-            torch.tensor(numbers),
-            torch.tensor(task),
-            torch.stack(documents) if self.reset_at_document else None,
-        )
-
-    def _row(self, number: int, start: int, length: int) -> tuple[Tensor, Tensor, int, int, Tensor]:
-        if start < 0:
-            blank = torch.zeros(length, dtype=torch.int64)
-            return blank, torch.full_like(blank, IGNORED), -1, -1, torch.full_like(blank, -1)
-        text = torch.from_numpy(self.reader.tokens(start, start + length + 1))
-        tokens, targets, task = self.rows(number, text)
-        documents = torch.full_like(tokens, -1)
-        if self.reset_at_document and task < 0:
-            of = torch.from_numpy(
-                np.searchsorted(self.reader.documents[1], np.arange(start, start + length + 1), "right")
-            )
-            documents = of[:-1]
-            targets = targets.masked_fill(of[1:] != documents, IGNORED)
-        return tokens, targets, number, task, documents
-
-
 class Batches(Sized):
     """A loader of one batch per `Work`. Its length keeps Lightning from fetching a batch ahead of training; being no
-    DataLoader, it keeps Lightning from exchanging the sampler."""
+    DataLoader, it keeps Lightning from exchanging the sampler. Workers that read a remote data set are started afresh:
+    clients of remote storages do not survive a fork."""
 
     def __init__(self, rows: BlockRows, works: Sequence[Work] | Sampler[Work], length: int, num_workers: int) -> None:
         self._length = length
-        self._loader: DataLoader[Batch] = DataLoader(
+        self._loader: DataLoader[Made] = DataLoader(
             rows,
             sampler=works,
             batch_size=None,
+            collate_fn=_as_it_is,  # the default makes tensors
             num_workers=num_workers,
+            multiprocessing_context="spawn" if num_workers and rows.reader.remote else None,
             persistent_workers=num_workers > 0,
             prefetch_factor=PREFETCH if num_workers else None,
             worker_init_fn=_leave_signals_to_training,
@@ -170,14 +109,14 @@ class Batches(Sized):
         batches = iter(self._loader)
         while True:
             try:
-                batch = next(batches)
+                made = next(batches)
             except StopIteration:
                 return
             except (OSError, EOFError) as error:  # what was under way from a worker that died
                 if (death := self._death()) is None:
                     raise
                 raise death from error
-            yield batch
+            yield made.batch()
 
     def _death(self) -> RuntimeError | None:
         """The death of a worker in the words of PyTorch, where one is dead."""
@@ -193,6 +132,10 @@ class Batches(Sized):
         if workers is not None:
             workers._shutdown_workers()  # type: ignore[attr-defined]
             self._loader._iterator = None
+
+
+def _as_it_is(made: Any) -> Any:
+    return made
 
 
 def _leave_signals_to_training(worker: int) -> None:
