@@ -1,4 +1,4 @@
-"""Train and evaluate: python lightning_cli.py fit | validate | test | predict --config configs/base.yaml."""
+"""Train, evaluate, generate: lightning_cli.py fit | validate | test | predict | generate --config configs/base.yaml."""
 
 from gca_lit.cli import main
 

@@ -1,4 +1,4 @@
-"""The command line: fit, validate, test and predict from YAML files and flags."""
+"""The command line: fit, validate, test, predict and generate from YAML files and flags."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ from gca_lit.data.datamodule import ArrowDataModule
 from gca_lit.data.stream import dead_worker
 from gca_lit.module import CausalLM
 from gca_lit.run_directory import KeepConfig, RunLock
+from gca_lit.trainer import GeneratingTrainer
 from gca_lit.usage import UsageError, explain, load_yaml
 
 TRACEBACK = "GCA_LIT_TRACEBACK"
@@ -105,6 +106,7 @@ class CLI(LightningCLI):
         super().__init__(
             CausalLM,
             ArrowDataModule,
+            trainer_class=GeneratingTrainer,
             save_config_callback=KeepConfig,
             trainer_defaults={"default_root_dir": "runs/default", "use_distributed_sampler": False},
             seed_everything_default=1,
@@ -116,7 +118,8 @@ class CLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         commands = LightningCLI.subcommands()
-        return {**commands, "predict": commands["predict"] | {"return_predictions"}}
+        predict = commands["predict"] | {"return_predictions"}
+        return {**commands, "predict": predict, "generate": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
@@ -180,7 +183,9 @@ class CLI(LightningCLI):
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
 
         logger: Any = settings["logger"]
-        if logger is None or logger is True:
+        if self.subcommand == "generate":  # a question is no run, and leaves nothing behind
+            logger, self.save_config_callback = False, None
+        elif logger is None or logger is True:
             logger = [CSVLogger(root, name="csv"), TensorBoardLogger(root, name="tensorboard")]
         given = settings["callbacks"] or []
         given = given if isinstance(given, list) else [given]

@@ -59,7 +59,7 @@ def test_files(tiny: str, tmp_path: Path, refused: Refused, text: str, message: 
 
 
 def test_the_command_itself(tiny: str, refused: Refused) -> None:
-    assert refused() == "name a subcommand: fit, validate, test, predict"
+    assert refused() == "name a subcommand: fit, validate, test, predict, generate"
     assert "no subcommand fti" in refused("fti")
     assert refused("--config", tiny, "fit") == "put --config behind the subcommand: fit --config FILE"
     assert "configs/base.yaml" in refused("fit")
