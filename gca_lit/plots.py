@@ -25,7 +25,7 @@ def heat_map(rows: Sequence[Row], task: str, path: str | Path) -> None:
     rows = [row for row in rows if row["task"] == task]
     if not rows:
         raise ValueError(f"heat_map: there are no rows of task {task}")
-    plt = _pyplot()
+    plt = pyplot()
     key = "perplexity" if any(row.get("perplexity") for row in rows) else "accuracy"
     placements = list(dict.fromkeys(row["placement"] for row in rows))
     lengths = sorted({row["eval_length"] for row in rows})
@@ -61,7 +61,7 @@ def accuracy_by_length(rows: Sequence[Row], path: str | Path) -> None:
     rows = [row for row in rows if row["placement"] is not None]
     if not rows:
         raise ValueError("accuracy_by_length: there are no rows of tasks that ask a question")
-    plt = _pyplot()
+    plt = pyplot()
     panels_of = sorted({(row["task"], row["placement"]) for row in rows})
     colors = _colors(row["backend"] for row in rows)
     columns = min(2, len(panels_of))
@@ -309,7 +309,7 @@ def _size(held: int) -> str:
     return f"{size:.{0 if unit == 'B' else 1}f} {unit}"
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")

@@ -75,7 +75,7 @@ def weights_sha256(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(parameters, key=lambda named: named[0]):
         tensor = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        tensor = tensor.detach().cpu().contiguous()
+        tensor = tensor.detach().to("cpu", copy=True).contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -9,6 +9,8 @@ from gca_lit.callbacks.length_generalization import LengthGeneralization
 from gca_lit.callbacks.length_growth import LengthGrowth
 from gca_lit.callbacks.memory_report import MemoryReport
 from gca_lit.callbacks.predictions import PredictionWriter
+from gca_lit.callbacks.retrieval_trace import RetrievalTrace
+from gca_lit.callbacks.samples import Samples
 from gca_lit.callbacks.skip_non_finite import SkipNonFinite
 
 __all__ = [
@@ -21,5 +23,7 @@ __all__ = [
     "LengthGrowth",
     "MemoryReport",
     "PredictionWriter",
+    "RetrievalTrace",
+    "Samples",
     "SkipNonFinite",
 ]

@@ -78,6 +78,7 @@ class FileTokenizer:
             raise ValueError(f"tokenizer {path} is not a tokenizer.json: {error}") from error
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._backend.encode_special_tokens = True  # in a text they are text
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         ends = [vocabulary[token] for token in END_OF_TEXT if token in vocabulary]
         if not ends:
@@ -93,7 +94,7 @@ class FileTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         dtype = id_type(self.vocab_size)
         ids, sizes = [np.empty(0, dtype)], np.zeros(len(texts), np.int64)
-        pieces = ((number, piece) for number, text in enumerate(texts) for piece in _pieces(text))
+        pieces = ((number, piece) for number, text in enumerate(texts) for piece in cut_text(text))
         while batch := list(islice(pieces, PIECES)):
             encodings = self._backend.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
             for (number, _), encoding in zip(batch, encodings, strict=True):
@@ -117,7 +118,7 @@ def id_type(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-def _pieces(text: str) -> Iterator[str]:
+def cut_text(text: str) -> Iterator[str]:
     """Cut `text` into pieces of at most 64 K characters, after a newline where there is one: long strings are slow."""
     start = 0
     while len(text) - start > PIECE:

@@ -130,7 +130,7 @@ class Decoder(nn.Module):
 
     def new_state(self, batch_size: int, store: ChunkStore | None) -> ModelState:
         """The state of inputs that have not begun. `store` is emptied; without one no chunk is kept."""
-        like = self.embed.weight.detach()
+        like = torch.empty(0, dtype=self.embed.weight.dtype, device=self.embed.weight.device)
         nothing = like.new_empty(batch_size, 0, self.config.width)
         memory = None
         if store is not None and isinstance(self.upper, UpperHalf):

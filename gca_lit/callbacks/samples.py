@@ -1,0 +1,97 @@
+"""What the model writes while it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+
+from gca_lit.generation import Sampling, check_length, generate, read
+from gca_lit.memory.base import ChunkStore
+from gca_lit.memory.host_store import HostStore
+from gca_lit.results import ResultsFile
+
+SEGMENT = 16_384
+"""Text tokens of a prompt in one forward."""
+
+
+class Samples(Callback):
+    """Continues prompts greedily in training, to `output` in the trainer's default_root_dir and to TensorBoard.
+
+    A line has step, prompt and text, the continuation, which ends before the end of a document. A run that goes on from
+    an earlier step writes its lines again. Rank 0 runs it, with sharded weights all ranks together; it draws no random
+    numbers, so that training goes on as without it.
+
+    Args:
+        every_n_steps: optimizer steps from one time to the next.
+        prompts: texts to continue.
+        max_new_tokens: the longest continuation.
+        output: name of the file.
+    """
+
+    def __init__(
+        self, every_n_steps: int, prompts: Sequence[str], max_new_tokens: int = 64, output: str = "samples.jsonl"
+    ) -> None:
+        for name, value in {"every_n_steps": every_n_steps, "max_new_tokens": max_new_tokens}.items():
+            if value < 1:
+                raise ValueError(f"Samples: {name} must be at least 1, got {value}")
+        if isinstance(prompts, str) or not prompts or not all(prompts):
+            raise ValueError(f"Samples: prompts must be a list of texts that are not empty, got {prompts!r}")
+        self.every_n_steps, self.prompts, self.output = every_n_steps, list(prompts), output
+        self.sampling = Sampling(max_new_tokens, temperature=0)
+        self.store: ChunkStore = HostStore()
+        self._last = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        for prompt in self.prompts:
+            check_length(pl_module, len(tokenizer.encode(prompt)), self.sampling)  # type: ignore[arg-type]
+        self._last = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step == self._last or step % self.every_n_steps:
+            return
+        self._last = step  # with accumulated gradients several batches end at a step
+        if trainer.is_global_zero or isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            self._run(trainer, pl_module, step)
+
+    def _run(self, trainer: Trainer, model: Any, step: int) -> None:
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        texts = []
+        with evaluating(model), trainer.precision_plugin.val_step_context():
+            for prompt in self.prompts:
+                tokens = torch.tensor([tokenizer.encode(prompt)], device=trainer.strategy.root_device)
+                state, logits = read(model, tokens, model.new_state(1, self.store), SEGMENT)
+                ids = generate(model, state, logits, self.sampling, {tokenizer.eos})
+                texts.append(tokenizer.decode(list(ids)))
+        self.store.close()
+        if trainer.is_global_zero:
+            self._write(trainer, step, texts)
+
+    def _write(self, trainer: Trainer, step: int, texts: list[str]) -> None:
+        file = ResultsFile(Path(trainer.default_root_dir) / self.output)
+        for number, (prompt, text) in enumerate(zip(self.prompts, texts, strict=True)):
+            file.append({"step": step, "prompt": prompt, "text": text})
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    verbatim = "\n".join("    " + line for line in f"{prompt} | {text}".splitlines())
+                    logger.experiment.add_text(f"samples/{number}", verbatim, step)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards for each module the mode that it had."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
