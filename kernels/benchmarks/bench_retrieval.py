@@ -1,0 +1,82 @@
+"""What exact retrieval costs: the best K of N landmarks for the query chunks of a segment, and for one.
+
+    PYTHONPATH=.:kernels python kernels/benchmarks/bench_retrieval.py --output DIR
+
+Appends to DIR/bench_retrieval.csv a row for each case: keys in bf16 of the paper's width, K 8, medians in milliseconds,
+and the peak of device memory above the keys in GB = 1e9 bytes. Before it is timed, each result is compared with a top-k
+over the whole score matrix, in parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gca_lit.model.retrieval import select
+from measure import extra_bytes, median_ms
+from origin import origin
+
+WIDTH, TOP_K = 768, 8
+CASES = [(256, 4_096), (256, 65_536), (256, 262_144), (256, 1_048_576), (1, 262_144), (1, 1_048_576)]
+
+
+def exact(queries: Tensor, keys: Tensor, first: int) -> Tensor:
+    """Sorted ids [1, Q, K] of the best keys before each query, from all fp32 scores of a few queries at a time."""
+    found = []
+    for part in range(0, queries.shape[1], 16):
+        scores = queries[:, part : part + 16].float() @ keys.float().transpose(1, 2)
+        asking = torch.arange(first + part, first + part + scores.shape[1], device=keys.device)
+        hidden = torch.arange(keys.shape[1], device=keys.device) >= asking[:, None]
+        found.append(scores.masked_fill_(hidden, -torch.inf).topk(TOP_K).indices)
+    return torch.cat(found, 1).sort(-1).values
+
+
+def measure(queries: int, landmarks: int, device: str) -> dict[str, Any]:
+    """One case: its time and memory. Raises SystemExit when other chunks are found than by the whole matrix."""
+    g = torch.Generator(device).manual_seed(0)
+    keys = torch.randn(1, landmarks, WIDTH, generator=g, device=device).bfloat16()
+    asked = torch.randn(1, queries, WIDTH, generator=g, device=device).bfloat16()
+    first = landmarks - queries
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return select(asked, [keys], first, TOP_K).ids
+
+    if not torch.equal(run().sort(-1).values, exact(asked, keys, first)):
+        raise SystemExit(f"wrong: {queries} queries of {landmarks} landmarks select other chunks than a full top-k")
+    row: dict[str, Any] = {"queries": queries, "landmarks": landmarks, "width": WIDTH, "top_k": TOP_K}
+    if device == "cuda":
+        row |= {"median_ms": median_ms(run), "extra_gb": extra_bytes(run) / 1e9}
+    return row
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Benchmark of retrieval.")
+    parser.add_argument("--output", type=Path, required=True, help="folder of bench_retrieval.csv")
+    parser.add_argument("--commit", help="what is measured; git is asked when it is not given")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.error("this benchmark needs a CUDA device")
+    torch.set_float32_matmul_precision("highest")
+    common = origin(options.commit)
+    rows = [{**common, **measure(*case, "cuda")} for case in CASES]
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / "bench_retrieval.csv"
+    new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        print(f"{row['queries']} of {row['landmarks']:,}: {row['median_ms']:.2f} ms, {row['extra_gb']:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
