@@ -13,6 +13,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from gca_lit.whole_file import sync_directory
+
 LAST = "last-step=*.ckpt"
 PART = ".part"
 
@@ -40,7 +42,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-            _sync(path.parent)
+            sync_directory(path.parent)
         except BaseException as error:
             part.unlink(missing_ok=True)
             cause = error if isinstance(error, OSError) else error.__context__  # torch hides what the disk said
@@ -146,12 +148,3 @@ class _Size:
         return len(data)
 
     def flush(self) -> None: ...
-
-
-def _sync(folder: Path) -> None:
-    """Wait until the names in `folder` are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

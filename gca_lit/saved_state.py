@@ -17,12 +17,12 @@ from torch import Tensor
 
 from gca_lit.architecture import architecture
 from gca_lit.checkpointing import NotSaved
-from gca_lit.data.whole_file import PIECE_BYTES, WholeFile, sync_directory
 from gca_lit.memory import ChunkMemory, ChunkStore, ChunkTable, Selection
 from gca_lit.model import ModelState
 from gca_lit.model.group import Carried
 from gca_lit.module import CausalLM
 from gca_lit.provenance import weights_sha256
+from gca_lit.whole_file import PIECE_BYTES, WholeFile, sync_directory
 
 RECORD, REST, LANDMARKS, CHUNKS = "state.json", "rest.pt", "landmarks.bin", "chunks.bin"
 FORMAT = 1

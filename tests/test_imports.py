@@ -17,9 +17,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "gca_lit.attention": ({"gca_kernels", "gca_lit.layers", "gca_lit.memory"}, {"torch"}),
     "gca_lit.model": ({"gca_lit.layers", "gca_lit.attention.base", "gca_lit.memory"}, {"torch"}),
     "gca_lit.tasks": (set(), {"torch", "torchmetrics"}),
-    "gca_lit.data": ({"gca_lit.tasks"}, {"lightning", "numpy", "pyarrow", "tokenizers", "torch", "tqdm"}),
+    "gca_lit.data": (
+        {"gca_lit.tasks", "gca_lit.whole_file"},
+        {"lightning", "numpy", "pyarrow", "tokenizers", "torch", "tqdm"},
+    ),
     "gca_lit.schedule": (set(), set()),
     "gca_lit.results": (set(), set()),
+    "gca_lit.whole_file": (set(), set()),
     "gca_lit.provenance": (set(), {"torch"}),
     "gca_lit.requirements": (set(), {"packaging"}),
     "gca_lit.plots": ({"gca_lit.results", "gca_lit.tasks.metrics"}, {"matplotlib"}),
@@ -50,7 +54,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {
             "gca_lit.architecture",
             "gca_lit.checkpointing",
-            "gca_lit.data.whole_file",
+            "gca_lit.whole_file",
             "gca_lit.memory",
             "gca_lit.model",
             "gca_lit.module",
@@ -71,7 +75,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         },
         {"lightning", "numpy", "torch", "tqdm"},
     ),
-    "gca_lit.checkpointing": (set(), {"lightning", "torch"}),
+    "gca_lit.checkpointing": ({"gca_lit.whole_file"}, {"lightning", "torch"}),
     "gca_lit.run_directory": (set(), {"lightning"}),
     "gca_lit.callbacks": (
         {

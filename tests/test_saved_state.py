@@ -11,9 +11,9 @@ import torch
 from gca_lit import saved_state
 from gca_lit.attention import FullAttention
 from gca_lit.checkpointing import NotSaved
-from gca_lit.data.whole_file import WholeFile
 from gca_lit.memory import DeviceStore, DiskStore, HostStore
 from gca_lit.saved_state import CHUNKS, LANDMARKS, RECORD, REST, identity, load, save, saved_tokens
+from gca_lit.whole_file import WholeFile
 from tests.model.backends import BACKENDS, gca, tokens
 from tests.test_generation import network
 
@@ -52,7 +52,7 @@ def saved(tmp_path):
 @torch.no_grad()
 def test_to_save_and_load_changes_not_a_bit(tmp_path, monkeypatch, backend, store, dtype):
     monkeypatch.setattr(saved_state, "PIECE_BYTES", 600)
-    monkeypatch.setattr("gca_lit.data.whole_file.PIECE_BYTES", 600)
+    monkeypatch.setattr("gca_lit.whole_file.PIECE_BYTES", 600)
     model = network(BACKENDS[backend], dtype)
     for number, (batch, length, read) in enumerate(((1, 33, "last"), (2, 41, "none"), (1, 3, "all"), (1, 40, "all"))):
         state = after(model, tokens(length, batch), STORES[store](), read)
@@ -117,7 +117,7 @@ def test_windows_do_not_grow_with_what_was_read(tmp_path):
 
 def test_chunks_go_through_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(saved_state, "PIECE_BYTES", 4 * 2 * 5 * 2 * 8 * 8)  # four chunks
-    monkeypatch.setattr("gca_lit.data.whole_file.PIECE_BYTES", 4 * 2 * 5 * 2 * 8 * 8)
+    monkeypatch.setattr("gca_lit.whole_file.PIECE_BYTES", 4 * 2 * 5 * 2 * 8 * 8)
     model, store = network(gca()), HostStore()
     state = after(model, tokens(5 * 30, 1), store)
     reads, writes = [], []

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from gca_lit.data.shard_format import FORMAT
-from gca_lit.data.whole_file import WholeFile, sync
+from gca_lit.whole_file import WholeFile, sync
 
 
 class Entry(NamedTuple):

@@ -27,7 +27,7 @@ from typing import Any
 from gca_lit.data.remote import Storage
 from gca_lit.data.shard_format import INDEX, is_shard, read_manifest
 from gca_lit.data.verify import all_errors, file_errors
-from gca_lit.data.whole_file import PIECE_BYTES
+from gca_lit.whole_file import PIECE_BYTES
 
 SPAN = 4  # pieces that are read at once
 _WAIT = 0.1  # seconds between looks for room

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gca_lit.data.whole_file import WholeFile
+from gca_lit.whole_file import WholeFile
 
 FORMAT = 2
 INDEX = "index.json"

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from gca_lit.data.inputs import PART_BYTES, Part, find_inputs, inspect, read_part
 from gca_lit.data.tokenizers import cut_text
-from gca_lit.data.whole_file import WholeFile
+from gca_lit.whole_file import WholeFile
 
 END = "<|endoftext|>"
 SMALLEST = 256 + 1

@@ -19,7 +19,7 @@ from gca_lit.data.shard_format import (
     read_column,
     read_manifest,
 )
-from gca_lit.data.whole_file import PIECE_BYTES
+from gca_lit.whole_file import PIECE_BYTES
 
 Head = dict[str, Any]  # of a manifest or journal: format, tokenizer, vocab_size, dtype
 PathOf = Callable[[str], Path]  # where a file of the data set lies

@@ -10,7 +10,6 @@ reads other chunks. The way "copy" is one copy of as many bytes from pinned memo
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gca_lit.memory import HostStore
-from origin import origin
+from origin import append, origin
 
 CHUNKS, C, J, D = 16384, 63, 12, 64
 CHUNK_BYTES = 2 * C * J * D * torch.bfloat16.itemsize
@@ -103,14 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     rows = [{**common, **row} for row in measure()]
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "bench_gather.csv"
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append(options.output / "bench_gather.csv", rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ over the whole score matrix, in parts.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from gca_lit.model.retrieval import select
 from measure import extra_bytes, median_ms
-from origin import origin
+from origin import append, origin
 
 WIDTH, TOP_K = 768, 8
 CASES = [(256, 4_096), (256, 65_536), (256, 262_144), (256, 1_048_576), (1, 262_144), (1, 1_048_576)]
@@ -66,14 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_float32_matmul_precision("highest")
     common = origin(options.commit)
     rows = [{**common, **measure(*case, "cuda")} for case in CASES]
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "bench_retrieval.csv"
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append(options.output / "bench_retrieval.csv", rows)
     for row in rows:
         print(f"{row['queries']} of {row['landmarks']:,}: {row['median_ms']:.2f} ms, {row['extra_gb']:.2f} GB")
 

@@ -11,7 +11,6 @@ are text tokens. With --profile the kernels of one step that take longest are wr
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import statistics
 import time
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from gca_lit.attention import GroupedCrossAttention, SlidingWindow
 from gca_lit.model import Decoder, DecoderConfig, chunked_cross_entropy
-from origin import origin
+from origin import append, origin
 
 VOCABULARY = 50_304
 WINDOW, CHUNK, TOP_K = 512, 63, 8
@@ -137,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except (torch.OutOfMemoryError, ValueError) as error:
             row["note"] = str(error).splitlines()[0]
         print(f"{name}: {row.get('tokens_per_s', 0):,.0f} tokens/s {row['note']}", flush=True)
-        append(options.output / "bench_training.csv", row)
+        append(options.output / "bench_training.csv", [row], COLUMNS)
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -146,15 +145,6 @@ COLUMNS = (
     *("date", "gpu", "torch", "triton", "commit", "command", "model", "heads", "kv_heads", "layers", "width", "length"),
     *("batch", "params", "step_ms", "slowest_ms", "tokens_per_s", "peak_gb", "warmup_s", "first_loss", "note"),
 )
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
 
 
 def _milliseconds(step: Callable[[], Tensor], device: str) -> float:

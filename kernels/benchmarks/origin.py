@@ -1,12 +1,15 @@
-"""Where a row of a benchmark comes from."""
+"""Where a row of a benchmark comes from, and the file it goes to."""
 
 from __future__ import annotations
 
+import csv
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,3 +39,15 @@ def git_commit() -> str:
     except (OSError, subprocess.CalledProcessError) as error:
         raise ValueError("git cannot name the commit of this folder: give --commit") from error
     return done.stdout.strip()
+
+
+def append(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Put rows at the end of a CSV file, which is made when it is not there; the columns are those of the first row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns or list(rows[0]))
+        if new:
+            writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})

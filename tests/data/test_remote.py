@@ -17,7 +17,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from jsonargparse import ArgumentParser
 
-from gca_lit.data import remote, shard_cache, verify, whole_file
+from gca_lit import whole_file
+from gca_lit.data import remote, shard_cache, verify
 from gca_lit.data.datamodule import ArrowDataModule
 from gca_lit.data.mixture import Mixture, RowMaker
 from gca_lit.data.rows import BlockRows, Work

@@ -17,13 +17,13 @@ from threading import Thread
 
 import pytest
 
+from gca_lit import whole_file
 from gca_lit.data import prepare as module
-from gca_lit.data import whole_file
 from gca_lit.data.journal import Journal
 from gca_lit.data.prepare import main, prepare
 from gca_lit.data.shards import ShardReader, ShardWriter
 from gca_lit.data.tokenizers import ByteTokenizer
-from gca_lit.data.whole_file import WholeFile
+from gca_lit.whole_file import WholeFile
 
 SHARD_TOKENS = 500
 

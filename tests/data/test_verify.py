@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gca_lit.data import shard_format, shard_reader, verify, whole_file
+from gca_lit import whole_file
+from gca_lit.data import shard_format, shard_reader, verify
 from gca_lit.data.prepare import main
 from gca_lit.data.shard_format import INDEX, ColumnFile, read_manifest, shard_name, write_manifest
 from gca_lit.data.shards import ShardReader

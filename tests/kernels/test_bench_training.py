@@ -20,7 +20,7 @@ def test_both_models_train(monkeypatch, tmp_path):
         small = replace(case, width=16, layers=2)
         row = bench_training.measure(small, 512, "cpu", None)
         assert row["batch"] == 2 and row["tokens_per_s"] == pytest.approx(512e3 / row["step_ms"])
-        bench_training.append(tmp_path / "rows.csv", vars(small) | row)
+        bench_training.append(tmp_path / "rows.csv", [vars(small) | row], bench_training.COLUMNS)
     lines = (tmp_path / "rows.csv").read_text().splitlines()
     assert lines[0].split(",") == list(bench_training.COLUMNS) and len(lines) == 3
     assert [line.split(",")[6] for line in lines[1:]] == ["gca", "sliding_window"]
