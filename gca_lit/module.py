@@ -30,6 +30,7 @@ class CausalLM(LightningModule):
     Args:
         attention: the backend; any subclass of AttentionBackend by class_path.
         vocab_size: token ids of the tokenizer; linked from the data.
+        tokenizer: name and hash of the tokenizer, linked from the data; a checkpoint of another one is refused.
         decoder: size and shape.
         optimizer: makes the optimizer from parameter groups; norms and other vectors get no weight decay.
         schedule: of the learning rate.
@@ -49,6 +50,7 @@ class CausalLM(LightningModule):
         store: ChunkStore | None = None,
         predict_segment: int = 16_384,
         compile: bool = False,
+        tokenizer: str | None = None,
     ) -> None:
         super().__init__()
         if predict_segment < 1:
@@ -59,6 +61,7 @@ class CausalLM(LightningModule):
         self.store: ChunkStore = HostStore() if store is None else store
         self.predict_segment = predict_segment
         self.compiled = compile
+        self.tokenizer = tokenizer
         self.train_length = 0
         """The longest row, in text tokens, that the weights were trained on; kept in checkpoints."""
         self.network: Decoder | None = None
@@ -171,6 +174,7 @@ class CausalLM(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gca_lit"] = {
             "train_length": self.train_length,
+            "tokenizer": self.tokenizer,
             "architecture": architecture(self.attention, self.config, self.vocab_size),
         }
 
@@ -178,6 +182,12 @@ class CausalLM(LightningModule):
         saved = checkpoint.get("gca_lit")
         if saved is None:
             raise ValueError("this checkpoint was not made by gca_lit: it has no record of its architecture")
+        tokenizer = saved.get("tokenizer")
+        if None not in (tokenizer, self.tokenizer) and tokenizer != self.tokenizer:
+            raise ValueError(
+                f"the checkpoint was trained with tokenizer {tokenizer}, this run has {self.tokenizer}: set "
+                "data.tokenizer to that one, and the data to shards made with it"
+            )
         refuse_other_architecture(saved["architecture"], architecture(self.attention, self.config, self.vocab_size))
         self.train_length = saved["train_length"]
 

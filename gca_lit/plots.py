@@ -120,11 +120,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m gca_lit.plots", description="Compare runs by evaluation length.")
     parser.add_argument("run_dir", nargs="+", type=Path, help="folder with a results file")
     parser.add_argument("--output", type=Path, default=Path(), help="where table.md and accuracy_by_length.png go")
+    parser.add_argument("--split", default="val", help="rows of this split of the data: val or test")
     parser.add_argument("--file", default="length_generalization.jsonl", help="name of the results file")
     options = parser.parse_args(arguments)
     if missing := [str(folder) for folder in options.run_dir if not (folder / options.file).exists()]:
         parser.error(f"there is no {options.file} in {', '.join(missing)}: run LengthGeneralization first")
-    rows = _read([folder / options.file for folder in options.run_dir])
+    rows = _read([folder / options.file for folder in options.run_dir], options.split)
+    if not rows:
+        parser.error(f"there are no rows of split {options.split} in {', '.join(map(str, options.run_dir))}")
     text = table(rows)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "table.md").write_text(text, encoding="utf-8")
@@ -132,11 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text, end="")
 
 
-def _read(paths: Sequence[Path]) -> list[Row]:
-    """The rows of each backend's newest checkpoint; a backend in several files gets the folder in its name."""
+def _read(paths: Sequence[Path], split: str) -> list[Row]:
+    """Rows of a split, of each backend's newest checkpoint; a backend in several files gets the folder in its name."""
     files = []
     for path in paths:
-        rows = latest(ResultsFile(path).rows)
+        rows = [row for row in latest(ResultsFile(path).rows) if row.get("split", split) == split]
         newest = {row["backend"]: row["checkpoint_sha256"] for row in rows}
         files.append((path, [row for row in rows if row["checkpoint_sha256"] == newest[row["backend"]]]))
     backends = [backend for _, rows in files for backend in {row["backend"] for row in rows}]

@@ -43,8 +43,6 @@ def check_new(directory: Path) -> None:
     """Raise ValueError when a state cannot get the name `directory`."""
     if directory.exists():
         raise ValueError(f"{directory} exists already: give the state another directory, or remove this one")
-    if not directory.absolute().parent.is_dir():
-        raise ValueError(f"there is no directory {directory.absolute().parent} to save a state in: make it first")
 
 
 def saved_tokens(directory: Path) -> int:
@@ -63,7 +61,7 @@ def save(state: ModelState, directory: Path, made_with: dict[str, Any]) -> None:
     part = directory.with_name(directory.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir()
+        part.mkdir(parents=True)
         record: dict[str, Any] = {"format": FORMAT, "made_with": made_with, "position": state.position}
         record |= {"batch_size": len(state.pending), "chunks": 0, "files": {}}
         with WholeFile(part / REST) as file:

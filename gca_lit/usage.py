@@ -53,7 +53,9 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if found := re.search(r'expected "subcommand" to be one of {(.*)}', message):
         return f"name a subcommand: {found[1].replace(',', ', ')}"
     if found := re.search(r"arguments are required: (.*)", message):
-        return f"these settings are missing: {found[1]}; --config configs/base.yaml has all of them"
+        own = "prompt" in found[1]  # which no file has
+        hint = "name them as flags" if own else "--config configs/base.yaml has all of them"
+        return f"these settings are missing: {found[1]}; {hint}"
     if found := re.search(r"(?:Got|Given) value: (.*)", message):
         expected = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
         return f"{prefix}expected {' or '.join(dict.fromkeys(map(_type, expected))) or 'another type'}, got {found[1]}"

@@ -76,6 +76,16 @@ def test_command_compares_runs(tmp_path, capsys):
         plots.main([str(tmp_path)])
 
 
+def test_splits_are_not_pooled(tmp_path, capsys):
+    rows = [row(32, 9, split="val"), row(32, 1, split="test")]
+    (tmp_path / "length_generalization.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for split, accuracy in (("val", "0.900"), ("test", "0.100")):
+        plots.main([str(tmp_path), "--output", str(tmp_path / "out"), "--split", split])
+        assert f"| gca | {accuracy} | 10 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        plots.main([str(tmp_path), "--split", "train"])
+
+
 @pytest.mark.parametrize(
     ("length", "text"),
     [(500, "500"), (1024, "1K"), (16_384, "16K"), (16_380, "16K"), (16_384_000, "16M"), (1 << 20, "1M"), (9_000, "9K")],

@@ -107,6 +107,7 @@ class Sweep:
             for point in self._points(factor):
                 verdict = self._verdict(point)
                 if verdict == "finished":
+                    rank_zero_info(f"{point.task.name}, {point.length:,} tokens: done before, see {self.path}")
                     continue
                 tally, reason = (Tally(), verdict) if verdict else self._evaluate(point)
                 self._save(point, tally, reason)
@@ -207,7 +208,7 @@ class Sweep:
     def _draw(self) -> None:
         """A heat map of each task, from the rows of this checkpoint."""
         assert self.results is not None
-        mine = ("backend", "checkpoint_sha256", "seed")
-        rows = [row for row in latest(self.results.rows) if all(row[key] == self.common[key] for key in mine)]
+        mine = ("backend", "checkpoint_sha256", "seed", "split")
+        rows = [row for row in latest(self.results.rows) if all(row.get(key) == self.common[key] for key in mine)]
         for task in dict.fromkeys(row["task"] for row in rows):
             plots.heat_map(rows, task, self.path.with_name(f"{self.path.stem}_{task}.png"))

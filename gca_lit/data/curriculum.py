@@ -24,7 +24,10 @@ def check_stages(stages: list[tuple[int, int]], train_length: int) -> None:
 def check_length(length: int, train_length: int) -> None:
     """Raise ValueError unless `length` divides `train_length`."""
     if length < 1 or train_length % length:
-        raise ValueError(f"stage length {length} does not divide train_length {train_length}")
+        raise ValueError(
+            f"stage length {length} does not divide train_length {train_length}: set data.stages, null for none, "
+            "or data.growth"
+        )
 
 
 @dataclass

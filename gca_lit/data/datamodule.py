@@ -89,6 +89,7 @@ class ArrowDataModule(LightningDataModule):
         self.train_length = train_length
         self.tokenizer = load_tokenizer(tokenizer)
         self.vocab_size = self.tokenizer.vocab_size
+        self.tokenizer_id = f"{self.tokenizer.name} {self.tokenizer.identity[:12]}"
         self.batch_size = batch_size
         self.task_names = [task.name for task in tasks]
         if len(set(self.task_names)) < len(self.task_names):

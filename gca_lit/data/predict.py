@@ -34,7 +34,7 @@ class Predict:
 
     def __post_init__(self) -> None:
         if (self.source == "file") != (self.file is not None):
-            raise ValueError('predict.file is given if, and only if, predict.source is "file"')
+            raise ValueError('data.predict.file names the text of data.predict.source "file": give both, or neither')
         if self.count < 1 or (self.length is not None and self.length < 2):
             raise ValueError(f"predict needs count >= 1 and length >= 2, not {self.count} and {self.length}")
 

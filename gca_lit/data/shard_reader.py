@@ -94,7 +94,8 @@ class ShardReader:
         if tokenizer is not None and tokenizer.identity != self.manifest["tokenizer"]["identity"]:
             raise ValueError(
                 f"data set {self.place} was made with tokenizer {_label(self.manifest['tokenizer'])}, but tokenizer "
-                f"{_label({'name': tokenizer.name, 'identity': tokenizer.identity})} is asked for: prepare it again"
+                f"{_label({'name': tokenizer.name, 'identity': tokenizer.identity})} is asked for: "
+                "set data.tokenizer to the first, or prepare the data with the second"
             )
         self.total: int = self.manifest["tokens"]
         self.identity: str = self.manifest["content"]

@@ -16,6 +16,7 @@ import yaml
 
 from gca_lit.attention import SlidingWindow
 from gca_lit.cli import CLI, main
+from gca_lit.module import CausalLM
 
 ROOT = Path(__file__).parents[2]
 SLIDING_WINDOW = ("--model.attention", "SlidingWindow", "--model.attention.window", "8")
@@ -110,6 +111,21 @@ def test_configuration_and_flags_beat_the_checkpoint(
     model: Any = used[0].model
     assert isinstance(model.attention, SlidingWindow) and model.attention.window == 6
     assert model.schedule.warmup_steps == 0
+
+
+def test_a_checkpoint_of_another_tokenizer_is_refused(run: Run, run_dir: Path) -> None:
+    run("fit")
+    path = run_dir / "checkpoints" / "last-step=2.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["gca_lit"]["tokenizer"].startswith("byte ")
+    checkpoint["gca_lit"]["tokenizer"] = "mine/tokenizer.json 0123"
+    torch.save(checkpoint, path)
+    for subcommand in ("fit", "validate", "predict"):
+        with pytest.raises(SystemExit):
+            run(subcommand, "--ckpt_path", str(path))
+    with pytest.raises(ValueError, match=r"trained with tokenizer mine/tokenizer.json 0123, this run has byte "):
+        module = CausalLM(SlidingWindow(8), 257, tokenizer="byte 4567")
+        module.on_load_checkpoint(checkpoint)
 
 
 def test_two_processes_with_rows_of_any_number_of_chunks(tiny: str, run_dir: Path) -> None:

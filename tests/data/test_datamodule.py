@@ -206,7 +206,7 @@ def test_predict(make: Callable[..., ArrowDataModule], mark_task: Task, tmp_path
     (tmp_path / "x.txt").write_text("abc")
     (item,) = items(source="file", file=str(tmp_path / "x.txt"))
     assert item["tokens"].tolist() == [[97, 98, 99]] and item["targets"].tolist() == [[98, 99, -100]]
-    with pytest.raises(ValueError, match=r"predict\.file is given if"):
+    with pytest.raises(ValueError, match=r"data\.predict\.file names the text"):
         Predict(source="file")
 
 
