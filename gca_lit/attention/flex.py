@@ -2,7 +2,7 @@
 
 The block mask depends on shapes and documents alone: it is made outside of compiled layers, block by block, so that no
 pair of rows is ever looked at, and kept per shape where there are no documents. Queries and keys are filled up to whole
-blocks, for the kernels are a third slower where they have to look at every bound.
+blocks, for the kernels are slower where they have to look at every bound.
 """
 
 from __future__ import annotations

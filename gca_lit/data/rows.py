@@ -1,7 +1,7 @@
 """Batches of training rows: blocks cut into rows, each row text or task.
 
-Workers send arrays of small types by value, through a pipe: for batches of some ten thousand tokens that is several
-times as fast as tensors in shared memory, and needs none of it. Tensors are made where the batch is used.
+Workers send arrays of small types by value, through a pipe: for batches of some ten thousand tokens that is faster than
+tensors in shared memory, and needs none of it. Tensors are made where the batch is used.
 """
 
 from typing import NamedTuple
