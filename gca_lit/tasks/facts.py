@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import NamedTuple
 
+from gca_lit.tasks.words import ENGLISH
+
 SEPARATOR = ","
-LETTERS = string.digits + string.ascii_uppercase + SEPARATOR  # everything that facts and queries are made of
+LETTERS = string.digits + string.ascii_uppercase + SEPARATOR  # what facts and queries are made of beside words
 
 
 class Fact(NamedTuple):
@@ -32,15 +35,26 @@ def joined(words: list[str]) -> tuple[str, ...]:
 
 def draw_numbers(rng: Random, count: int, digits: int) -> list[str]:
     """`count` different numbers of `digits` decimal digits, leading zeros kept."""
-    return _draw_words(rng, count, string.digits, digits)
+    return _draw_strings(rng, count, string.digits, digits)
 
 
-def draw_names(rng: Random, count: int, letters: int) -> list[str]:
-    """`count` different words of `letters` capital letters."""
-    return _draw_words(rng, count, string.ascii_uppercase, letters)
+def draw_names(rng: Random, count: int, letters: int | None) -> list[str]:
+    """`count` different names of `letters` capital letters; None takes English words, a space before each."""
+    if letters is not None:
+        return _draw_strings(rng, count, string.ascii_uppercase, letters)
+    if count > len(ENGLISH):
+        raise ValueError(f"{count} needles need as many different words, there are {len(ENGLISH)}.")
+    return [f" {word}" for word in rng.sample(ENGLISH, count)]
 
 
-def _draw_words(rng: Random, count: int, alphabet: str, size: int) -> list[str]:
+def most_tokens(encode: Callable[[str], list[int]], pieces: Iterable[str]) -> int:
+    """The most tokens of pieces of these kinds: English words, or strings of as many letters."""
+    widest = max(len(encode(letter)) for letter in LETTERS)
+    longest = max(len(encode(f" {word}")) for word in ENGLISH)
+    return sum(longest if piece.startswith(" ") else widest * len(piece) for piece in pieces)
+
+
+def _draw_strings(rng: Random, count: int, alphabet: str, size: int) -> list[str]:
     if not 1 <= size <= 12:
         raise ValueError(f"Numbers and names must have 1 to 12 digits or letters, not {size}.")
     base = len(alphabet)

@@ -20,7 +20,8 @@ class MultiHop(NeedleTask):
     needle, question, prompt: as in MultiKey. chains: in an evaluation episode, one is asked. hops: needles of a chain.
     landmark_reads: the model's setting; with "previous" hops - 1 whole chunks of haystack stand between question and
         answer chunk (with align), with "own" none.
-    key_letters, digits: length of names and numbers. every, near, needles_per_row: dense rows, see NeedleTask.
+    key_letters, digits: length of names and numbers; key_letters None takes English words for names. every, near,
+        needles_per_row: dense rows, see NeedleTask.
     """
 
     name = "multi_hop"
@@ -33,7 +34,7 @@ class MultiHop(NeedleTask):
         chains: int = 2,
         hops: int = 2,
         landmark_reads: Literal["previous", "own"] = "previous",
-        key_letters: int = 2,
+        key_letters: int | None = 2,
         digits: int = 5,
         every: int = 1,
         near: float = 0.1,
@@ -76,7 +77,7 @@ class VariableTracking(NeedleTask):
         chains: int = 2,
         hops: int = 3,
         landmark_reads: Literal["previous", "own"] = "previous",
-        key_letters: int = 2,
+        key_letters: int | None = 2,
         digits: int = 5,
         every: int = 1,
         near: float = 0.1,

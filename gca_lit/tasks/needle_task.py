@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gca_lit.tasks.base import IGNORED, Encode, Episode, Haystack, Task
-from gca_lit.tasks.facts import LETTERS, Fact, Query
+from gca_lit.tasks.facts import Fact, Query, most_tokens
 from gca_lit.tasks.placement import check_template, encode_pieces, lay, scatter, scatter_room, spread, write
 
 UNIT = 64  # tokens that stand for a chunk where no chunk size is given
@@ -166,17 +166,16 @@ class NeedleTask(Task):
         """Raises ValueError when there is no prompt."""
         if not self.prompt:
             raise ValueError(f"{self.name}: the prompt must have a token or more, for the answer is predicted from it.")
-        widest = max(len(self.encode(letter)) for letter in LETTERS)
 
-        def size(template: str, letters: str) -> int:
-            return len(write(self.encode, template, key=(), value=())[0]) + widest * len(letters)
+        def size(template: str, pieces: Sequence[str]) -> int:
+            return len(write(self.encode, template, key=(), value=())[0]) + most_tokens(self.encode, pieces)
 
         facts = self.draw(Random(0), self.fewest_chains)
         query = self.ask(Random(0), facts, 0)
         return Sizes(
-            needle=max(size(self.needle, fact.key + fact.value) for fact in facts),
-            question=size(self.question, "".join(query.sought)),
-            answer=len(self.encode(self.prompt)) + widest * len("".join(query.answer)),
+            needle=max(size(self.needle, fact) for fact in facts),
+            question=size(self.question, query.sought),
+            answer=len(self.encode(self.prompt)) + most_tokens(self.encode, query.answer),
         )
 
     def _room(self, chains: int) -> int:

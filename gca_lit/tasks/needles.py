@@ -18,7 +18,7 @@ class KeyedNeedles(NeedleTask):
         question: str,
         prompt: str,
         keys: int,
-        key_letters: int,
+        key_letters: int | None,
         digits: int,
         every: int,
         near: float,
@@ -39,7 +39,8 @@ class MultiKey(KeyedNeedles):
     niah_multikey_1 (there 4 keys in essays; with many keys it comes near niah_multikey_2).
 
     needle, question: templates with `{key}` and `{value}`, and with `{key}`; prompt: what the answer is predicted from.
-    keys: needles in an evaluation episode. key_letters, digits: length of names and numbers.
+    keys: needles in an evaluation episode. key_letters, digits: length of names and numbers; key_letters None takes
+        English words for names.
     every, near, needles_per_row: dense rows, see NeedleTask.
     """
 
@@ -51,7 +52,7 @@ class MultiKey(KeyedNeedles):
         question: str = "|{key}?",
         prompt: str = "=",
         keys: int = 6,
-        key_letters: int = 2,
+        key_letters: int | None = 2,
         digits: int = 5,
         every: int = 1,
         near: float = 0.1,
@@ -81,7 +82,7 @@ class MultiQuery(KeyedNeedles):
         prompt: str = "=",
         keys: int = 6,
         queries: int = 2,
-        key_letters: int = 2,
+        key_letters: int | None = 2,
         digits: int = 5,
         every: int = 1,
         near: float = 0.1,

@@ -201,6 +201,22 @@ def test_needles_of_a_row_grow_with_it_or_are_fixed():
     assert needles(MultiHop(), 512) == 4 and needles(VariableTracking(), 1024) == 6
 
 
+@pytest.mark.parametrize("kind", [MultiKey, MultiQuery, MultiHop, VariableTracking])
+def test_names_can_be_words(kind):
+    """The last question asks for words that are in needles, each with a space before it, and all are different."""
+    task = kind(key_letters=None).bind(0, encode, 63)
+    for index in range(20):
+        text = read(task.episode(task.min_length(), index, LETTERS).tokens)
+        names = re.findall(r"\|( [a-z]{4,9})=", text)
+        assert len({*names}) == len(names) == task.chains * task.hops
+        start, stop = task.episode(task.min_length(), index, LETTERS).answer
+        asked = re.findall(r"\|([^|]*)\?", text)[-1]
+        named = re.findall(" [a-z]+", asked + text[start:stop])
+        assert named and set(named) <= set(names)
+    with pytest.raises(ValueError, match="there are 2048"):
+        MultiKey(key_letters=None, keys=2049).bind(0, encode, 63).episode(10**6, 0, LETTERS)
+
+
 def test_every_spaces_the_questions():
     row = MultiKey(every=4).bind(0, encode, C).row(1024, 0, LETTERS.take(0, 1024))
     starts = [start for start, _ in answers(row)]
