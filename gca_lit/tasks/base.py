@@ -16,10 +16,17 @@ IGNORED = -100  # a target that is not scored
 
 
 class Haystack(Protocol):
-    """Text to hide needles in."""
+    """Text to hide needles in, and to be scored as it is."""
 
     def take(self, index: int, length: int) -> Tensor:
         """int64 [length]; a pure function of the haystack's seed, `index` and `length`."""
+        ...
+
+    def passage(self, index: int, length: int) -> Tensor:
+        """int64 [length], consecutive tokens of one document; a pure function of the haystack's seed and the arguments.
+
+        Raises ValueError when no document is so long.
+        """
         ...
 
     def passes(self, length: int) -> int:
@@ -80,6 +87,10 @@ class Task(ABC):
     @abstractmethod
     def min_length(self) -> int:
         """Tokens that are always enough for `episode` and `row`; shorter ones raise ValueError."""
+
+    def check_haystack(self, haystack: Haystack) -> None:
+        """Raise ValueError when `haystack` cannot give the text that `episode` takes. Any can, unless a task says."""
+        return
 
     @abstractmethod
     def episode(self, length: int, index: int, haystack: Haystack, depth: float | None = None) -> Episode:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -33,18 +33,22 @@ def joined(words: list[str]) -> tuple[str, ...]:
     return tuple(piece for word in words for piece in (SEPARATOR, word))[1:]
 
 
-def draw_numbers(rng: Random, count: int, digits: int) -> list[str]:
-    """`count` different numbers of `digits` decimal digits, leading zeros kept."""
-    return _draw_strings(rng, count, string.digits, digits)
-
-
 def draw_names(rng: Random, count: int, letters: int | None) -> list[str]:
     """`count` different names of `letters` capital letters; None takes English words, a space before each."""
-    if letters is not None:
-        return _draw_strings(rng, count, string.ascii_uppercase, letters)
-    if count > len(ENGLISH):
-        raise ValueError(f"{count} needles need as many different words, there are {len(ENGLISH)}.")
-    return [f" {word}" for word in rng.sample(ENGLISH, count)]
+    return draw_words(rng, count) if letters is None else _draw_strings(rng, count, string.ascii_uppercase, letters)
+
+
+def draw_values(rng: Random, count: int, digits: int | None, names: Sequence[str] = ()) -> list[str]:
+    """`count` different numbers of `digits` decimal digits, leading zeros kept; None takes words that are no name."""
+    return draw_words(rng, count, names) if digits is None else _draw_strings(rng, count, string.digits, digits)
+
+
+def draw_words(rng: Random, count: int, taken: Sequence[str] = ()) -> list[str]:
+    """`count` different English words, a space before each, none of them `taken`."""
+    free = [spaced for word in ENGLISH if (spaced := f" {word}") not in {*taken}]
+    if count > len(free):
+        raise ValueError(f"{count} needles need as many different words, there are {len(free)}.")
+    return rng.sample(free, count)
 
 
 def most_tokens(encode: Callable[[str], list[int]], pieces: Iterable[str]) -> int:

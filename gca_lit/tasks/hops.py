@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Literal
 
-from gca_lit.tasks.facts import Fact, Query, draw_names, draw_numbers, joined
+from gca_lit.tasks.facts import Fact, Query, draw_names, draw_values, joined
 from gca_lit.tasks.needle_task import NeedleTask
 
 
@@ -20,8 +20,8 @@ class MultiHop(NeedleTask):
     needle, question, prompt: as in MultiKey. chains: in an evaluation episode, one is asked. hops: needles of a chain.
     landmark_reads: the model's setting; with "previous" hops - 1 whole chunks of haystack stand between question and
         answer chunk (with align), with "own" none.
-    key_letters, digits: length of names and numbers; key_letters None takes English words for names. every, near,
-        needles_per_row: dense rows, see NeedleTask.
+    key_letters, digits: length of names and numbers; None takes English words instead.
+    every, near, needles_per_row: dense rows, see NeedleTask.
     """
 
     name = "multi_hop"
@@ -35,7 +35,7 @@ class MultiHop(NeedleTask):
         hops: int = 2,
         landmark_reads: Literal["previous", "own"] = "previous",
         key_letters: int | None = 2,
-        digits: int = 5,
+        digits: int | None = 5,
         every: int = 1,
         near: float = 0.1,
         needles_per_row: int | None = None,
@@ -46,7 +46,7 @@ class MultiHop(NeedleTask):
     def draw(self, rng: Random, chains: int) -> list[Fact]:
         names = draw_names(rng, chains * self.hops, self.key_letters)
         values = [*names[1:], ""]
-        values[self.hops - 1 :: self.hops] = draw_numbers(rng, chains, self.digits)
+        values[self.hops - 1 :: self.hops] = draw_values(rng, chains, self.digits, names)
         return [Fact(name, value) for name, value in zip(names, values, strict=True)]
 
     def ask(self, rng: Random, facts: Sequence[Fact], chain: int) -> Query:
@@ -78,7 +78,7 @@ class VariableTracking(NeedleTask):
         hops: int = 3,
         landmark_reads: Literal["previous", "own"] = "previous",
         key_letters: int | None = 2,
-        digits: int = 5,
+        digits: int | None = 5,
         every: int = 1,
         near: float = 0.1,
         needles_per_row: int | None = None,
@@ -89,7 +89,7 @@ class VariableTracking(NeedleTask):
     def draw(self, rng: Random, chains: int) -> list[Fact]:
         names = draw_names(rng, chains * self.hops, self.key_letters)
         values = ["", *names[:-1]]
-        values[:: self.hops] = draw_numbers(rng, chains, self.digits)
+        values[:: self.hops] = draw_values(rng, chains, self.digits, names)
         return [Fact(name, value) for name, value in zip(names, values, strict=True)]
 
     def ask(self, rng: Random, facts: Sequence[Fact], chain: int) -> Query:

@@ -56,7 +56,7 @@ class NeedleTask(Task):
     near: share of the rows whose first question has its needle close before, half of them in the last chunk and half
         in the last 3; otherwise all needles lie more than 3 chunks away where the row has room, and each question draws
         its needle with replacement.
-    needles_per_row: needles in a dense row; None grows with the row, one in 8 chunks, at least 2 chains, at most 32.
+    needles_per_row: needles in a dense row; None grows with the row, one in 4 chunks, at least 2 chains, at most 32.
     """
 
     needle_fields: ClassVar[frozenset[str]] = frozenset({"key", "value"})
@@ -192,7 +192,7 @@ class NeedleTask(Task):
         """Chains of a dense row; as many as leave its second half to the questions when their number is free."""
         if self.needles_per_row is not None:
             return self.needles_per_row // self.hops
-        chains = max(self.fewest_chains, min(32, length // (8 * (self.align or UNIT))) // self.hops)
+        chains = max(self.fewest_chains, min(32, length // (4 * (self.align or UNIT))) // self.hops)
         while chains > self.fewest_chains and self._shortest(chains) > length // 2:
             chains -= 1
         return chains

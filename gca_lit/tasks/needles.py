@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from gca_lit.tasks.facts import Fact, Query, draw_names, draw_numbers, joined
+from gca_lit.tasks.facts import Fact, Query, draw_names, draw_values, joined
 from gca_lit.tasks.needle_task import NeedleTask
 
 
@@ -19,7 +19,7 @@ class KeyedNeedles(NeedleTask):
         prompt: str,
         keys: int,
         key_letters: int | None,
-        digits: int,
+        digits: int | None,
         every: int,
         near: float,
         needles_per_row: int | None,
@@ -28,8 +28,9 @@ class KeyedNeedles(NeedleTask):
         self.key_letters, self.digits = key_letters, digits
 
     def draw(self, rng: Random, chains: int) -> list[Fact]:
-        names, numbers = draw_names(rng, chains, self.key_letters), draw_numbers(rng, chains, self.digits)
-        return [Fact(name, number) for name, number in zip(names, numbers, strict=True)]
+        names = draw_names(rng, chains, self.key_letters)
+        values = draw_values(rng, chains, self.digits, names)
+        return [Fact(name, value) for name, value in zip(names, values, strict=True)]
 
 
 class MultiKey(KeyedNeedles):
@@ -39,8 +40,8 @@ class MultiKey(KeyedNeedles):
     niah_multikey_1 (there 4 keys in essays; with many keys it comes near niah_multikey_2).
 
     needle, question: templates with `{key}` and `{value}`, and with `{key}`; prompt: what the answer is predicted from.
-    keys: needles in an evaluation episode. key_letters, digits: length of names and numbers; key_letters None takes
-        English words for names.
+    keys: needles in an evaluation episode. key_letters, digits: length of names and numbers; None takes English
+        words instead.
     every, near, needles_per_row: dense rows, see NeedleTask.
     """
 
@@ -53,7 +54,7 @@ class MultiKey(KeyedNeedles):
         prompt: str = "=",
         keys: int = 6,
         key_letters: int | None = 2,
-        digits: int = 5,
+        digits: int | None = 5,
         every: int = 1,
         near: float = 0.1,
         needles_per_row: int | None = None,
@@ -83,7 +84,7 @@ class MultiQuery(KeyedNeedles):
         keys: int = 6,
         queries: int = 2,
         key_letters: int | None = 2,
-        digits: int = 5,
+        digits: int | None = 5,
         every: int = 1,
         near: float = 0.1,
         needles_per_row: int | None = None,

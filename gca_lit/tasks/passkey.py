@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from gca_lit.tasks.facts import Fact, Query, draw_numbers
+from gca_lit.tasks.facts import Fact, Query, draw_values
 from gca_lit.tasks.needle_task import NeedleTask
 
 
@@ -17,7 +17,7 @@ class SingleNeedle(NeedleTask):
     number and all its questions ask for it.
 
     needle, question: templates with `{value}` and with no field; prompt: what the answer is predicted from.
-    digits: decimal digits of the number. every, near: see NeedleTask.
+    digits: decimal digits of the number; None takes an English word. every, near: see NeedleTask.
     """
 
     name = "single_needle"
@@ -30,7 +30,7 @@ class SingleNeedle(NeedleTask):
         needle: str = "|passkey={value}|",
         question: str = "|passkey?",
         prompt: str = "=",
-        digits: int = 5,
+        digits: int | None = 5,
         every: int = 1,
         near: float = 0.1,
     ) -> None:
@@ -38,7 +38,7 @@ class SingleNeedle(NeedleTask):
         self.digits = digits
 
     def draw(self, rng: Random, chains: int) -> list[Fact]:
-        return [Fact("", number) for number in draw_numbers(rng, chains, self.digits)]
+        return [Fact("", number) for number in draw_values(rng, chains, self.digits)]
 
     def ask(self, rng: Random, facts: Sequence[Fact], chain: int) -> Query:
         return Query((), (facts[chain].value,), (chain,))

@@ -41,6 +41,9 @@ class Letters:
     def take(self, index: int, length: int) -> Tensor:
         return torch.tensor(list(letters(index, length)), dtype=torch.int64)
 
+    def passage(self, index: int, length: int) -> Tensor:
+        return self.take(index, length)
+
     def passes(self, length: int) -> int:
         return 1
 
