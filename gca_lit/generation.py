@@ -151,7 +151,8 @@ class Sampler:
             chosen = scores.argmax()
         else:
             chosen = torch.multinomial(self.probabilities(scores), 1, generator=self._random)[0]
-        self._generated[chosen] = True
+        if penalty != 1:
+            self._generated.index_fill_(0, chosen.view(1), True)  # indexing with a number would wait for the device
         return chosen
 
     def probabilities(self, scores: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ class Sampler:
         if top_p is not None and top_p < 1:
             ordered, order = shares.sort(descending=True, stable=True)
             before = ordered.cumsum(0) - ordered
-            shares = shares.index_fill(0, order[before >= top_p], 0.0)
+            shares = shares.scatter(0, order, ordered.masked_fill(before >= top_p, 0.0))
         if min_p is not None:
             shares = shares.masked_fill(shares < min_p * shares.max(), 0.0)
         return shares / shares.sum()

@@ -134,12 +134,14 @@ class GeneratingTrainer(Trainer):
         with tqdm(total=len(ids), desc="prompt", unit="token", unit_scale=True, disable=silent) as bar:
 
             def progress(count: int) -> None:
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
                 clock.add(count)
                 bar.update(count)
 
-            return read(model, tokens, state, segment, progress)
+            done = read(model, tokens, state, segment, progress)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            clock.add(0)
+            return done
 
 
 class Stopwatch:

@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class ChunkSlabs:
-    """Chunks of equal shape, kept in slabs that hold a power-of-two number of them.
+    """Chunks of equal shape, kept in slabs of as many as fit.
 
     One chunk of one batch row is one contiguous row of a slab: K, then V, [2, C, J, D]. Growing by whole slabs copies
-    nothing, and a pinned slab wastes little, for torch rounds pinned allocations up to a power of two bytes.
+    nothing. torch rounds pinned allocations up to a power of two bytes: `slab_bytes` should be one.
 
     Args:
         like: K of some chunks [B, n, C, J, D]: batch size, shape and dtype of everything to come.
@@ -24,8 +24,7 @@ class ChunkSlabs:
         self.batch_size, self.shape, self.dtype = like.shape[0], tuple(like.shape[2:]), like.dtype
         self.width = 2 * like.shape[2:].numel()
         self.row_bytes = self.width * self.dtype.itemsize
-        chunks = max(1, slab_bytes // self.row_bytes)
-        self.rows_per_slab = 1 << (chunks.bit_length() - 1)
+        self.rows_per_slab = max(1, slab_bytes // self.row_bytes)
         self.device, self.pin = device, pin
         self.slabs: list[Tensor] = []
         self.rows = 0

@@ -63,8 +63,18 @@ class Layout:
         landmarks = 0 if self.chunk_size is None else token // self.chunk_size
         return token + landmarks - self.first_row
 
+    def text_of(self, rows: Tensor, first_row: int, wanted: tuple[int, int]) -> Tensor:
+        """Text tokens [first, last) of the segment [B, n, M], from `rows` [B, R', M] that begin at `first_row`."""
+        first, last = wanted
+        begin = self.row_of(first) - first_row
+        if first == last or self.row_of(last - 1) - self.row_of(first) == last - 1 - first:  # no landmark between them
+            return rows[:, begin : begin + last - first]
+        return rows[:, self.text_rows(rows.device)[first:last] + (self.first_row - first_row)]
+
     def spread(self, text: Tensor, landmark: Tensor) -> Tensor:
         """Rows [B, R, M] from the embedded text [B, T, M] with `landmark` [M] behind each completed chunk."""
+        if self.rows == self.tokens and not torch.is_grad_enabled():
+            return text
         rows = landmark.expand(len(text), self.rows, -1).to(text.dtype)
         return rows.index_copy(1, self.text_rows(text.device), text)
 

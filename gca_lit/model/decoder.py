@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from gca_lit.layers import Init, RMSNorm, initialize
 from gca_lit.memory import ChunkMemory, ChunkStore, Selection
 from gca_lit.model.block import Block, row_view, run_blocks
 from gca_lit.model.chunks import ChunkEncoder, Layout
+from gca_lit.model.group import Group
 from gca_lit.model.loss import cross_entropy
 from gca_lit.model.state import ModelState
 from gca_lit.model.tail import WindowTail
@@ -187,10 +188,10 @@ class Decoder(nn.Module):
         x, lower = run_blocks(self.lower, state.lower, x, view, self.config.gradient_checkpointing)
         state = replace(state, position=state.position + layout.tokens, lower=lower)
         if isinstance(self.upper, WindowTail):
-            hidden, state = self.upper(x, layout, state, wanted, view.documents)
+            hidden, state = self.upper(x, layout, state, wanted, view)
             return Step(self.norm(hidden), (), 0, state)
         hidden, selections, first_chunk, state = self.upper(
-            x, layout, state, wanted, spans, noise if self.training else None
+            x, layout, state, wanted, view, spans, noise if self.training else None
         )
         return Step(self.norm(hidden), selections, first_chunk, state)
 
@@ -198,12 +199,33 @@ class Decoder(nn.Module):
         """hidden [..., M] -> [..., V]."""
         return self.head(hidden) * self.logit_scale
 
+    def flops(self, length: int) -> int:
+        """Floating-point operations of one forward that reads all of an input of `length` text tokens.
+
+        Those of linear maps and of attention, see `AttentionBackend.flops`; the backward has twice as many.
+        """
+        layout = Layout(0, length, self.attention.chunk_size)
+        blocks = sum(_weights(part) for part in self.modules() if isinstance(part, Block))
+        maps = layout.rows * blocks + length * _weights(self.head)
+        if isinstance(self.upper, UpperHalf):
+            encoder = self.upper.encoder
+            of_chunk = layout.block * _weights(encoder.layers) + (layout.block - 1) * _weights(encoder.kv)
+            of_chunk += _weights(encoder.landmark_key)
+            of_chunk += sum(_weights(cast(Group, group).retriever) for group in self.upper.groups)
+            maps += layout.chunks * of_chunk
+        return 2 * maps + self.attention.flops(self.config, self.config.layers, length)
+
     def token_loss(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """See `loss.TokenLoss`."""
         return cross_entropy(self.logits(hidden), targets)
 
     def _parts(self) -> list[nn.Module]:
         return [part for part in self.modules() if isinstance(part, Block | ChunkEncoder)]
+
+
+def _weights(module: nn.Module) -> int:
+    """Weights of all linear maps in `module`, sharded ones too."""
+    return sum(part.in_features * part.out_features for part in module.modules() if isinstance(part, nn.Linear))
 
 
 def _always_run(plan: tuple[LayerPlan, ...]) -> int:

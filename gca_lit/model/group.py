@@ -32,7 +32,8 @@ class Run:
     view: of the rows, without table and selection; its block and start say which query chunk a row belongs to.
     first_chunk: the chunk that the first entry of a selection serves.
     skip: entries of a selection before the first query chunk of the view, 0 or 1.
-    ends: rows of the landmarks, int64 [m].
+    ends: rows of the landmarks.
+    landmarks: how many they are, m.
     keys: landmarks of all chunks in consecutive parts [B, n, M'].
     own: K/V of the segment's own chunks.
     memory: of the chunks before the segment, or None.
@@ -43,7 +44,8 @@ class Run:
     view: View
     first_chunk: int
     skip: int
-    ends: Tensor
+    ends: slice
+    landmarks: int
     keys: Sequence[Tensor]
     own: ChunkTable
     memory: ChunkMemory | None
@@ -87,12 +89,12 @@ class Group(nn.Module):
         served = Selection(slots.ids[:, run.skip :], slots.weights[:, run.skip :])
         view = replace(run.view, table=table, selection=served, index=self.index(table, served))
         x, pasts = run_blocks(self.layers, pasts, x, view, self.recompute)
-        decoding = run.memory is not None and len(run.ends) <= 1 and run.own.k.shape[1] == 0
+        decoding = run.memory is not None and run.landmarks <= 1 and run.own.k.shape[1] == 0
         return x, pasts, selection, Carried(_last(selection), (table, _last(slots)) if decoding else None)
 
     def _select(self, x: Tensor, carried: Carried, run: Run) -> tuple[Selection, Fetched]:
         """The selection of these rows, and what it selects; what was fetched for a row serves all rows of its chunk."""
-        if run.memory is not None and len(run.ends) == 0:
+        if run.memory is not None and run.landmarks == 0:
             none = ChunkTable(run.own.k[:, :0], run.own.v[:, :0])
             return carried.selection, carried.fetched or run.memory.table(carried.selection, none)
         noise = None if run.noise is None else Noise(run.noise, self.number)

@@ -27,6 +27,10 @@ class Span:
         """Global row behind the last one."""
         return self.origin + self.stop
 
+    def is_all_of(self, layout: Layout) -> bool:
+        """Whether these are just the rows of the segment: nothing waits, and nothing is skipped."""
+        return self.first_row == layout.first_row and self.stop - self.begin == layout.rows
+
 
 def plan_span(layout: Layout, deferred: int, wanted: tuple[int, int], reach: int) -> Span:
     """What to run of `deferred` waiting rows and the segment's.

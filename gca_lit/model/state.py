@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gca_lit.attention.base import Past
@@ -38,6 +39,11 @@ class ModelState:
         held = {"device": 0, "host": 0, "disk": 0} if self.memory is None else self.memory.bytes()
         held["device"] += _nbytes((self.lower, self.upper, self.pending, self.deferred))
         return held
+
+
+def behind(waiting: Tensor, x: Tensor) -> Tensor:
+    """Rows x [B, R, M] behind those that wait [B, n, M]; x itself, not a copy, where none do."""
+    return torch.cat((waiting.to(x.dtype), x), 1) if waiting.shape[1] else x
 
 
 def _nbytes(past: Any) -> int:

@@ -8,13 +8,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gca_lit.attention.base import Dims, LayerPlan, Past, RetrievalBackend
+from gca_lit.attention.base import Dims, LayerPlan, Past, RetrievalBackend, View
 from gca_lit.memory import ChunkMemory, Selection
 from gca_lit.model.block import Block, row_view
 from gca_lit.model.chunks import ChunkEncoder, EncodedChunks, Layout
 from gca_lit.model.group import Carried, Group, Run
 from gca_lit.model.span import Span, plan_span
-from gca_lit.model.state import ModelState
+from gca_lit.model.state import ModelState, behind
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class UpperHalf(nn.Module):
         layout: Layout,
         state: ModelState,
         wanted: tuple[int, int],
+        view: View,
         documents: Documents | None,
         noise: Tensor | None,
     ) -> tuple[Tensor, tuple[Selection, ...], int, ModelState]:
@@ -83,6 +84,7 @@ class UpperHalf(nn.Module):
             layout: of the segment.
             state: what the segments before left.
             wanted: [first, last) text tokens of the segment that are read.
+            view: of the segment's rows.
             documents: of a whole input, or None.
             noise: int64 [B], seeds of the selection noise, or None.
 
@@ -91,7 +93,7 @@ class UpperHalf(nn.Module):
             entry serves, the new state.
         """
         own, pending = self._encode(x, layout, state.pending)
-        at_hand = torch.cat((state.deferred.to(x.dtype), x), 1)
+        at_hand = behind(state.deferred, x)
         span = plan_span(layout, state.deferred.shape[1], wanted, self.reach)
         rows = at_hand[:, span.begin : span.stop]
         pasts, carried = state.upper, state.carried
@@ -99,7 +101,9 @@ class UpperHalf(nn.Module):
             pasts, carried = self.empty_pasts(len(x), x), self.no_selections(len(x), x)
         selections: tuple[Selection, ...] = ()
         if span.stop > span.begin:
-            run = self._run(rows, span, layout, own, state.memory, documents, noise)
+            if not span.is_all_of(layout):
+                view = row_view(span.first_row, rows, self.dims, None)
+            run = self._run(view, span, layout, own, state.memory, documents, noise)
             done = []
             for group, past, served in zip(self.groups, pasts, carried, strict=True):
                 rows, *after = group(rows, past, served, run)
@@ -108,11 +112,11 @@ class UpperHalf(nn.Module):
         if state.memory is not None:
             state.memory.append(own.landmarks, own.table)
         state = replace(state, upper=pasts, pending=pending, deferred=at_hand[:, span.stop :].clone(), carried=carried)
-        text = layout.text_rows(x.device)[slice(*wanted)] + (layout.first_row - span.first_row)
-        return rows[:, text], selections, span.first_row // layout.block, state
+        text = layout.text_of(rows, span.first_row, wanted)
+        return text, selections, span.first_row // layout.block, state
 
     def _encode(self, x: Tensor, layout: Layout, pending: Tensor) -> tuple[EncodedChunks, Tensor]:
-        rows = torch.cat((pending.to(x.dtype), x), 1)
+        rows = behind(pending, x)
         whole = layout.chunks * layout.block
         if whole == 0 and not torch.is_grad_enabled():
             return self.encoder.nothing(x, layout.block - 1), rows
@@ -121,7 +125,7 @@ class UpperHalf(nn.Module):
 
     def _run(
         self,
-        x: Tensor,
+        view: View,
         span: Span,
         layout: Layout,
         own: EncodedChunks,
@@ -129,12 +133,12 @@ class UpperHalf(nn.Module):
         documents: Documents | None,
         noise: Tensor | None,
     ) -> Run:
-        """What the groups share over the rows x [B, R', M] of `span`."""
+        """What the groups share over the rows of `span`, whose view is given."""
         S = layout.block
         chunk = span.first_row // S
-        ends = torch.arange(chunk + 1, span.last_row // S + 1, device=x.device) * S - 1 - span.first_row
+        ends = slice((chunk + 1) * S - 1 - span.first_row, None, S)
         shifted = span.first_row + self.shift
-        view = replace(row_view(span.first_row, x, self.dims, None), block=S, start=shifted % S)
+        view = replace(view, block=S, start=shifted % S)
         visible = None
         if documents is not None:
             of_rows = documents.rows[:, span.begin : span.stop]
@@ -146,6 +150,7 @@ class UpperHalf(nn.Module):
             first_chunk=chunk,
             skip=shifted // S - chunk,
             ends=ends,
+            landmarks=span.last_row // S - chunk,
             keys=[own.landmarks] if old is None else [old, own.landmarks],
             own=own.table,
             memory=memory,

@@ -22,7 +22,7 @@ def same_bytes(a, b):
 
 @INTERPRETED
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16, torch.float64, torch.uint8])
-@pytest.mark.parametrize(("count", "rows", "width"), [(3, 4, 7), (1, 2, 64), (5, 1, 33), (2, 8, 5001)])
+@pytest.mark.parametrize(("count", "rows", "width"), [(3, 4, 7), (1, 2, 64), (5, 1, 33), (3, 7, 33), (2, 8, 5001)])
 def test_equals_index_select(dtype, count, rows, width):
     slabs = random_slabs(count, rows, width, dtype)
     picked = torch.randint(0, count * rows, (11,), generator=torch.Generator().manual_seed(1))
@@ -55,7 +55,7 @@ def test_the_slabs_may_grow():
     ("slabs", "rows", "message"),
     [
         ([], torch.tensor([0]), "slabs is empty"),
-        ([torch.zeros(3, 8)], torch.tensor([0]), "power of two"),
+        ([torch.zeros(0, 8)], torch.tensor([0]), "at least one row"),
         ([torch.zeros(4, 8), torch.zeros(2, 8)], torch.tensor([0]), "alike"),
         ([torch.zeros(4, 8), torch.zeros(4, 8).half()], torch.tensor([0]), "alike"),
         ([torch.zeros(8, 4).T], torch.tensor([0]), "contiguous"),

@@ -62,8 +62,8 @@ def test_segments_are_the_same(backend):
 
 
 @pytest.mark.slow
-def test_training_validation_and_a_sweep_stay_within_the_limit(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+@torch._dynamo.config.patch(recompile_limit=8)
+def test_training_validation_and_a_sweep_stay_within_the_limit():
     model = network("gca")
     model.compile_parts("aot_eager")
 
@@ -83,10 +83,9 @@ def test_training_validation_and_a_sweep_stay_within_the_limit(monkeypatch):
                 state = model(segment, state, "last").state
 
 
+@torch._dynamo.config.patch(recompile_limit=1, automatic_dynamic_shapes=False)
 def test_compiling_too_often_is_an_error(monkeypatch):
     monkeypatch.setattr(decoder, "GRAPHS", 1)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", False)
     compiled = network("sliding_window")
     compiled.compile_parts("aot_eager")
     compiled(torch.zeros(1, 32, dtype=torch.long))

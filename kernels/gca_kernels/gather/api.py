@@ -16,8 +16,8 @@ class RowGather:
     slabs alive and unchanged until the kernel is done: torch does not know that the device reads them.
 
     Args:
-        slabs: [rows_per_slab, width] each, alike, contiguous, rows_per_slab a power of two; in pinned host memory or
-            on `device`. The caller may append slabs later, and never replaces one.
+        slabs: [rows_per_slab, width] each, alike, contiguous; in pinned host memory or on `device`. The caller
+            may append slabs later, and never replaces one.
         device: a CUDA device. Under TRITON_INTERPRET=1 it may be the CPU, with slabs of plain memory.
 
     Raises:
@@ -61,8 +61,8 @@ class RowGather:
 
 
 def _check(slab: Tensor, first: Tensor, device: torch.device) -> None:
-    if slab.ndim != 2 or slab.shape[0].bit_count() != 1:
-        raise ValueError(f"slabs must be [a power of two, width], got {tuple(slab.shape)}")
+    if slab.ndim != 2 or len(slab) == 0:
+        raise ValueError(f"slabs must be [rows, width] with at least one row, got {tuple(slab.shape)}")
     if slab.shape != first.shape or slab.dtype != first.dtype:
         raise ValueError(
             f"slabs must be alike, got {tuple(first.shape)} {first.dtype} and {tuple(slab.shape)} {slab.dtype}"

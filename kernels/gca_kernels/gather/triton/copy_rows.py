@@ -34,7 +34,7 @@ def copy_rows(addresses: Tensor, rows: Tensor, out: Tensor, rows_per_slab: int) 
         addresses: base addresses of the slabs, multiples of 16, int64 on out's device.
         rows: int64 [n] on out's device, contiguous.
         out: [n, width], contiguous, not empty.
-        rows_per_slab: a power of two.
+        rows_per_slab: the kernel is compiled for it.
     """
     row_bytes = out.shape[1] * out.element_size()
     word = next(dtype for dtype in (torch.int32, torch.int16, torch.int8) if row_bytes % dtype.itemsize == 0)

@@ -1,0 +1,61 @@
+"""What bench_context measured, as a figure: grouped cross attention relative to the sliding window."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+Row = dict[str, str]
+
+
+def relative(rows: Sequence[Row], column: str) -> dict[str, list[tuple[int, float]]]:
+    """Of each model (length, GCA's value over the sliding window's) where both are known; later rows count."""
+    values = {(row["model"], row["backend"], int(row["length"])): float(row[column]) for row in rows if row[column]}
+    ratios: dict[str, list[tuple[int, float]]] = {}
+    for (model, backend, length), value in sorted(values.items()):
+        beside = values.get((model, "sliding_window", length))
+        if backend == "gca" and beside:
+            ratios.setdefault(model, []).append((length, value / beside))
+    return ratios
+
+
+def draw(path: Path) -> Path:
+    """Time per token and device memory against context length, relative to the sliding window, beside the CSV."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    panels = {"token_ms": "time per token, decoding", "decode_peak_gb": "device memory, decoding"}
+    curves = {column: relative(rows, column) for column in panels}
+    if not all(curves.values()):
+        raise ValueError(f"{path} has no model and length with both backends: measure gca and sliding_window")
+    figure, both = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for axes, (column, what) in zip(both, panels.items(), strict=True):
+        for model, points in curves[column].items():
+            axes.plot(*zip(*points, strict=True), "o-", label=f"GCA, {model}", linewidth=1.8, markersize=5)
+        axes.axhline(1, color="k", linestyle="--", linewidth=1.2, label="sliding window")
+        axes.set_xscale("log", base=2)
+        lengths = sorted({length for points in curves[column].values() for length, _ in points})
+        axes.set_xticks(lengths, [_short(length) for length in lengths], fontsize=8)
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("context, text tokens", fontsize=9)
+        axes.set_ylabel(f"{what}, times that of sliding window", fontsize=9)
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    both[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"Long contexts, bf16, {rows[-1]['gpu']}", fontsize=11)
+    figure.savefig(path.with_suffix(".png"), dpi=160)
+    plt.close(figure)
+    return path.with_suffix(".png")
+
+
+def _short(length: int) -> str:
+    for unit, size in (("M", 1 << 20), ("K", 1 << 10)):
+        if length >= size:
+            return f"{length / size:.3g}{unit}"
+    return str(length)

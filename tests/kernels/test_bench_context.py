@@ -1,0 +1,119 @@
+"""The benchmark of long contexts, without a GPU: it reads and continues what it says, and draws what was measured."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("triton")
+sys.path.insert(0, str(Path(__file__).parents[2] / "kernels" / "benchmarks"))
+
+import bench_context
+from context_figure import relative
+from gca_lit.generation import Sampling, generate, read
+from gca_lit.memory import DeviceStore, HostStore
+from origin import append
+
+TINY = bench_context.Size(16, 2, 4, 16, encoder_layers=1, window=128, groups=1, vocabulary=30)
+LENGTH, SEGMENT = 900, 260  # three segments of 252 tokens and a shorter one
+
+
+@pytest.mark.parametrize("backend", bench_context.BACKENDS)
+@pytest.mark.parametrize("full", [False, True])
+def test_a_context_is_read_and_continued(backend, full, monkeypatch):
+    model = TINY.model(backend, compiled=False)
+    steps, step = [], model.step
+    monkeypatch.setattr(model, "step", lambda t, s, read="all": steps.append((t.shape[1], read)) or step(t, s, read))
+    row = bench_context.measure(model, LENGTH, SEGMENT, HostStore(slab_mib=1), full, "cpu", new_tokens=70)
+    sizes = [252] * 3 + [144] if backend == "gca" else [260] * 3 + [120]
+    reading = [(size, "none") for size in sizes[:-1]] + [(sizes[-1], "last")]
+    everything = [(size, "all") for size in sizes] if full else []
+    measured = reading * 2 + [(1, "last")] * 70 + everything
+    assert steps[-len(measured) :] == measured
+    assert set(row) <= set(bench_context.COLUMNS) and ("full_tokens_per_s" in row) == full
+    assert row["slowest_token_ms"] >= row["token_ms"] > 0
+    assert row["decode_tokens_per_s"] >= 1e3 / row["slowest_token_ms"]
+    assert (row["state_host_gb"] > 0) == (backend == "gca")
+
+
+def test_the_store_is_the_one_given():
+    row = bench_context.measure(TINY.model("gca", False), LENGTH, SEGMENT, DeviceStore(1), False, "cpu", new_tokens=2)
+    assert row["state_host_gb"] == 0 and row["state_device_gb"] > 0
+
+
+def test_a_sliding_window_has_two_layers_more():
+    layers = [TINY.model(backend, False).config.layers for backend in ("gca", "sliding_window")]
+    assert layers == [4, 6]
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations whose result the host needs before it can go on."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero")
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"top_k": 9, "top_p": 0.9, "repetition_penalty": 1.1}])
+@pytest.mark.parametrize("backend", bench_context.BACKENDS)
+@torch.no_grad()
+def test_the_host_waits_for_no_segment_that_only_writes_and_once_a_token(backend, sampling):
+    model = TINY.model(backend, compiled=False)
+    tokens = torch.randint(0, 30, (1, 63 * 4 + 10))
+    state, segments = model.new_state(1, HostStore()), Waits()
+    with segments:
+        for part in tokens.split(63 * 2, 1):
+            state = model.step(part, state, "none").state
+    state, logits = read(model, tokens, model.new_state(1, HostStore()), 63 * 2)
+    stream = generate(model, state, logits, Sampling(max_new_tokens=20, **sampling))
+    next(stream), next(stream)  # the second fetches what serves the rest of its chunk
+    with Waits() as waits:
+        assert len(list(stream)) == 18
+    assert segments.count == 0 and waits.count == 18
+
+
+def rows(*cases):
+    names = ("model", "backend", "length", "token_ms", "decode_peak_gb", "gpu")
+    return [dict(zip(names, [*case, "a GPU"], strict=True)) for case in cases]
+
+
+def test_ratios_are_of_the_last_rows_where_both_are_known():
+    measured = rows(
+        ("6m", "gca", "2048", "9", "1"),
+        ("6m", "gca", "2048", "3", "1"),
+        ("6m", "sliding_window", "2048", "2", "1"),
+        ("6m", "gca", "1024", "2", "1"),
+        ("6m", "sliding_window", "1024", "2", "1"),
+        ("6m", "gca", "4096", "5", "1"),
+        ("6m", "sliding_window", "4096", "", ""),
+        ("128m", "sliding_window", "1024", "2", "1"),
+    )
+    assert relative(measured, "token_ms") == {"6m": [(1024, 1.0), (2048, 1.5)]}
+
+
+BOTH = rows(("6m", "gca", "16384", "3", "2"), ("6m", "sliding_window", "16384", "2", "1"))
+
+
+def test_plot_alone_draws_beside_the_csv(tmp_path, capsys):
+    path = tmp_path / "bench_context.csv"
+    append(path, BOTH)
+    bench_context.main(["--plot", str(path)])
+    assert capsys.readouterr().out.strip() == str(path.with_suffix(".png"))
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_to_draw_is_named(tmp_path):
+    append(tmp_path / "bench_context.csv", BOTH[:1])
+    with pytest.raises(ValueError, match="no model and length with both backends"):
+        bench_context.main(["--plot", str(tmp_path / "bench_context.csv")])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure")
+def test_it_refuses_to_measure_without_a_gpu(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        bench_context.main(["--output", str(tmp_path)])
+    assert "needs a CUDA device" in capsys.readouterr().err
