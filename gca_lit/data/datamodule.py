@@ -9,8 +9,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from gca_lit.data import predict as prediction
 from gca_lit.data.curriculum import LengthRule, Switch, check_length, check_stages, length_at
 from gca_lit.data.haystack import BookHaystack
-from gca_lit.data.mixture import Mixture, RowMaker
+from gca_lit.data.mixture import Mixture, RowMaker, RowTask
 from gca_lit.data.order import Order, ShardOrder
+from gca_lit.data.pairs import Pairs, PairSet, PairTask
 from gca_lit.data.predict import Predict, PredictItems
 from gca_lit.data.shard_cache import Cache
 from gca_lit.data.shards import ShardReader
@@ -46,6 +47,7 @@ class ArrowDataModule(LightningDataModule):
         num_workers: Worker processes of each loader.
         verify: Compare all of every shard with its checksums when it is opened, not only samples of large ones.
         predict: What prediction runs on.
+        pairs: Documents with targets, for training rows where mixture.text is below 1 and for generation.
 
     Raises ValueError for settings that do not fit each other, from `setup` also for shards that do not fit them.
     """
@@ -70,6 +72,7 @@ class ArrowDataModule(LightningDataModule):
         num_workers: int = 0,
         verify: bool = False,
         predict: Predict = _DOCUMENTS,
+        pairs: Pairs | None = None,
     ) -> None:
         super().__init__()
         if train_length < 2 or batch_size < 1:
@@ -84,14 +87,19 @@ class ArrowDataModule(LightningDataModule):
             check_stages(stages, train_length)
         if growth is not None:
             check_length(growth.start, train_length)
-            growth.check_tasks([task.name for task in tasks])
         self.paths = {"train": train, "val": val, "test": test}
         self.train_length = train_length
         self.tokenizer = load_tokenizer(tokenizer)
         self.vocab_size = self.tokenizer.vocab_size
         self.tokenizer_id = f"{self.tokenizer.name} {self.tokenizer.identity[:12]}"
         self.batch_size = batch_size
-        self.task_names = [task.name for task in tasks]
+        self._pairs = None if pairs is None else PairTask(pairs, seed)
+        self._pair_sets: dict[str, PairSet] = {}
+        row_tasks: list[RowTask] = [task.bind(seed, self.tokenizer.encode, align) for task in tasks]
+        row_tasks += [] if self._pairs is None else [self._pairs]
+        self.task_names = [task.name for task in row_tasks]
+        if growth is not None:
+            growth.check_tasks(self.task_names)
         if len(set(self.task_names)) < len(self.task_names):
             raise ValueError(f"tasks must have different names, not {self.task_names}")
         self.align = align
@@ -110,8 +118,7 @@ class ArrowDataModule(LightningDataModule):
         self._readers: dict[str, ShardReader] = {}
         self._stream: BlockStream | None = None
         self._loaders: list[Batches] = []
-        bound = [task.bind(seed, self.tokenizer.encode, align) for task in self._tasks]
-        self._rows = RowMaker(mixture, bound, seed ^ _ROWS)
+        self._rows = RowMaker(mixture, row_tasks, seed ^ _ROWS)
         self._rows.check_length(min(length for _, length in self._stages))
 
     @property
@@ -156,9 +163,19 @@ class ArrowDataModule(LightningDataModule):
             task.bind(seed, self.tokenizer.encode, self.align if placement == "chunk" else None) for task in self._tasks
         ]
 
-    def haystack(self, split: Literal["val", "test"], seed: int) -> BookHaystack:
-        """The documents of a split as text for evaluation episodes."""
+    def haystack(self, split: Literal["train", "val", "test"], seed: int) -> BookHaystack:
+        """The documents of a split as text to hide needles in."""
         return BookHaystack(self._reader(split), seed)
+
+    def pairs(self, split: Literal["train", "val", "test"]) -> PairSet:
+        """The pairs of a split. Raises ValueError when data.pairs does not name them, or they cannot be used."""
+        settings = None if self._pairs is None else self._pairs.settings
+        if settings is None or (path := getattr(settings, split)) is None:
+            raise ValueError(f"data.pairs.{split} is not set: name the directory of its pairs")
+        if split not in self._pair_sets:
+            reader = ShardReader(path, self.tokenizer, self._verify, self._cache)
+            self._pair_sets[split] = PairSet(reader, settings, self.tokenizer.encode(settings.separator))
+        return self._pair_sets[split]
 
     def setup(self, stage: str) -> None:
         """Open and check the splits that `stage` needs, before anything runs."""
@@ -166,6 +183,9 @@ class ArrowDataModule(LightningDataModule):
             self._blocks(split)
         if stage == "predict" and self._predict.source != "file":
             self._reader("test")
+        self._check_tasks(stage)
+        if stage == "fit" and self._pairs is not None:
+            self._pairs.pairs = self.pairs("train")
         if stage == "fit" and self._stream is None:
             trainer = self.trainer
             steps = None if trainer is None else lambda: trainer.global_step
@@ -296,6 +316,13 @@ class ArrowDataModule(LightningDataModule):
             )
         return blocks
 
+    def _check_tasks(self, stage: str) -> None:
+        """Raise ValueError when a task finds no text for its episodes in the split that it is evaluated on."""
+        split = {"fit": "val", "validate": "val", "test": "test", "predict": "test"}.get(stage)
+        if split is not None and (stage != "predict" or self._predict.source == "episodes"):
+            for task in self._tasks:
+                task.check_haystack(BookHaystack(self._reader(split), self.seed))
+
     def _in_sequence(self, split: str) -> Batches:
         text = BlockRows(
             self._reader(split), self.train_length, RowMaker(_TEXT_ONLY, [], self.seed), self._reset_at_document
@@ -305,10 +332,12 @@ class ArrowDataModule(LightningDataModule):
         return self._loaders[-1]
 
     def _fingerprint(self) -> dict[str, Any]:
+        pairs = {} if self._pairs is None else {"pairs": self.pairs("train").identity[:16]}
         return {
             "data set": self._reader("train").identity[:16],
             "blocks": self._training().blocks,
             "train_length": self.train_length,
             "seed": self.seed,
             "shuffle_shards": self._shuffle_shards,
+            **pairs,
         }

@@ -1,4 +1,5 @@
-"""The text that needles are hidden in: whole documents, each pass over them in another order and from other offsets."""
+"""The text of evaluation: whole documents to hide needles in, each pass over them in another order and from other
+offsets; and passages of single documents."""
 
 from math import gcd
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from gca_lit.data.hashing import mix, permutation
 from gca_lit.data.shards import ShardReader
 
-_ORDER, _OFFSET = 1, 2
+_ORDER, _OFFSET, _PASSAGE = 1, 2, 3
 
 
 class BookHaystack:
@@ -40,6 +41,26 @@ class BookHaystack:
                     break
             lap += 1
         return torch.from_numpy(out)
+
+    def passage(self, index: int, length: int) -> Tensor:
+        """int64 [length], `length` consecutive tokens of one document, a pure function of (seed, index, length).
+
+        Successive indices take the documents of at least `length` tokens in turn, each time from another offset as long
+        as there are others. Raises ValueError when no document is so long.
+        """
+        starts, ends = self.reader.documents
+        sizes = ends - starts
+        (long,) = np.nonzero(sizes >= length)
+        if not len(long):
+            raise ValueError(
+                f"no document of {self.reader.place} has {length:,} tokens, the longest has {sizes.max():,}: "
+                "take shorter passages, or longer documents"
+            )
+        lap, turn = divmod(index, len(long))
+        document = int(long[permutation(len(long), self.seed, _PASSAGE)[turn]])
+        offset = self._offset(_PASSAGE, lap, document, int(sizes[document]) - length + 1)
+        start = int(starts[document]) + offset
+        return torch.from_numpy(self.reader.tokens(start, start + length))
 
     def passes(self, length: int) -> int:
         """How many passes over all documents one episode of `length` tokens takes, at least 1."""

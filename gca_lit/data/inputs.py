@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,36 +55,38 @@ def find_inputs(patterns: list[str]) -> list[str]:
     return files
 
 
-def inspect(path: str, column: str, part_bytes: int) -> list[Part]:
+def inspect(path: str, columns: Sequence[str], part_bytes: int) -> list[Part]:
     """Read a file through and cut it into parts of about `part_bytes`, each with whole characters, lines or rows.
 
     The parts depend on the file alone, and each only on the bytes up to its end. Raises ValueError when the file is
-    empty, not text, or lacks the column.
+    empty, not text, or lacks a column, and for a .txt file of which several columns are asked for.
     """
     if not Path(path).stat().st_size:
         raise ValueError(f"input {path} is empty")
     cut = _parquet_parts if Path(path).suffix == ".parquet" else _text_parts
-    return list(cut(path, column, part_bytes))
+    return list(cut(path, columns, part_bytes))
 
 
-def read_part(part: Part, column: str) -> list[str]:
-    """The documents of a part, or the piece of one that a part of a .txt file is.
+def read_part(part: Part, columns: Sequence[str]) -> list[str]:
+    """The documents of a part, those of a row in the order of `columns`; of a .txt file the piece of one that it is.
 
     Raises ValueError, naming the place in the file, for one that is no text.
     """
     kind = Path(part.path).suffix
     if kind == ".parquet":
-        return [_text(part, column, *row) for row in _parquet_rows(part, column)]
+        return [_text(part, *value) for value in _parquet_values(part, columns)]
     with open(part.path, "rb") as file:
         file.seek(part.start)
         content = file.read(part.stop - part.start)
     if kind == ".txt":
         return [content.decode()]
-    return [_text(part, column, *row) for row in _json_rows(part, content, column)]
+    return [_text(part, *value) for value in _json_values(part, content, columns)]
 
 
-def _text_parts(path: str, column: str, part_bytes: int) -> Iterator[Part]:
+def _text_parts(path: str, columns: Sequence[str], part_bytes: int) -> Iterator[Part]:
     kind = Path(path).suffix
+    if kind == ".txt" and len(columns) > 1:
+        raise ValueError(f"input {path} has no columns {', '.join(columns)}: give .jsonl or .parquet files")
     size = Path(path).stat().st_size
     start = 0
     with open(path, "rb") as file:
@@ -102,7 +104,7 @@ def _text_parts(path: str, column: str, part_bytes: int) -> Iterator[Part]:
                 raise ValueError(f"input {path} is not UTF-8: {error.reason} at byte {start + error.start}") from error
             stop = start + len(block)
             last = stop >= size
-            digest = hashlib.sha256(f"{kind} {column} {last} ".encode() + block).hexdigest()
+            digest = hashlib.sha256(f"{kind} {' '.join(columns)} {last} ".encode() + block).hexdigest()
             yield Part(path, start, stop, 0, last, len(block), digest)
             start = stop
 
@@ -117,15 +119,16 @@ def _whole_characters(block: bytes) -> bytes:
     return block
 
 
-def _parquet_parts(path: str, column: str, part_bytes: int) -> Iterator[Part]:
+def _parquet_parts(path: str, columns: Sequence[str], part_bytes: int) -> Iterator[Part]:
     try:
         parquet = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"input {path} is not a Parquet file: {error}") from error
     with parquet, open(path, "rb") as file:
         names = parquet.schema_arrow.names
-        if column not in names:
-            raise ValueError(f"input {path} has no column {column!r}, only {', '.join(names)}")
+        for column in columns:
+            if column not in names:
+                raise ValueError(f"input {path} has no column {column!r}, only {', '.join(names)}")
         if not parquet.metadata.num_rows:
             raise ValueError(f"input {path} is empty")
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -133,15 +136,16 @@ def _parquet_parts(path: str, column: str, part_bytes: int) -> Iterator[Part]:
         for number in range(parquet.num_row_groups):
             group = parquet.metadata.row_group(number)
             bytes_of = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
-            total = bytes_of[column].total_uncompressed_size if column in bytes_of else group.total_byte_size
+            sizes = [bytes_of[column].total_uncompressed_size for column in columns if column in bytes_of]
+            total = sum(sizes) if len(sizes) == len(columns) else group.total_byte_size
             step = min(ROWS, max(1, group.num_rows * part_bytes // max(1, total)))
             for start in range(0, group.num_rows, step):
                 stop = min(start + step, group.num_rows)
-                of = hashlib.sha256(f"{digest} {column} {number} {start}".encode()).hexdigest()
+                of = hashlib.sha256(f"{digest} {' '.join(columns)} {number} {start}".encode()).hexdigest()
                 yield Part(path, start, stop, number, True, round(size * (stop - start)), of)
 
 
-def _text(part: Part, column: str, at: int, text: Any) -> str:
+def _text(part: Part, at: int, column: str, text: Any) -> str:
     if not isinstance(text, str):
         raise ValueError(f"{_place(part, at)}: {column!r} holds {type(text).__name__}, not text")
     if not text.isascii():
@@ -157,21 +161,24 @@ def _place(part: Part, at: int) -> str:
     return f"input {part.path}, " + (f"row {at} of row group {part.group}" if parquet else f"line at byte {at}")
 
 
-def _parquet_rows(part: Part, column: str) -> Iterator[tuple[int, Any]]:
-    """The rows of a part, each with its number; those before it in the row group are read and dropped."""
+def _parquet_values(part: Part, columns: Sequence[str]) -> Iterator[tuple[int, str, Any]]:
+    """Row number, column and value in each row of a part; the rows before it in the row group are read and dropped."""
     rows = min(part.stop - part.start, 1024)
     at = 0
     with pq.ParquetFile(part.path, buffer_size=1 << 20) as parquet:
-        for batch in parquet.iter_batches(rows, row_groups=[part.group], columns=[column], use_threads=False):
-            wanted = batch.column(0)[max(0, part.start - at) : max(0, part.stop - at)]
-            yield from enumerate(wanted.to_pylist(), max(at, part.start))
+        for batch in parquet.iter_batches(rows, row_groups=[part.group], columns=list(columns), use_threads=False):
+            wanted = slice(max(0, part.start - at), max(0, part.stop - at))
+            found = [batch.column(column)[wanted].to_pylist() for column in columns]
+            for number, row in enumerate(zip(*found, strict=True), max(at, part.start)):
+                for column, value in zip(columns, row, strict=True):
+                    yield number, column, value
             at += len(batch)
             if at >= part.stop:
                 return
 
 
-def _json_rows(part: Part, content: bytes, column: str) -> Iterator[tuple[int, Any]]:
-    """The values of a part, each with the byte of the file at which its line begins."""
+def _json_values(part: Part, content: bytes, columns: Sequence[str]) -> Iterator[tuple[int, str, Any]]:
+    """The byte of the file at which a line begins, column and value, in each line of a part."""
     at = part.start
     for line in io.BytesIO(content):
         if not line.isspace():
@@ -179,7 +186,8 @@ def _json_rows(part: Part, content: bytes, column: str) -> Iterator[tuple[int, A
                 row = json.loads(line)
             except ValueError as error:
                 raise ValueError(f"{_place(part, at)}: not valid JSON: {error}") from error
-            if not isinstance(row, dict) or column not in row:
-                raise ValueError(f"{_place(part, at)}: no field {column!r}")
-            yield at, row[column]
+            for column in columns:
+                if not isinstance(row, dict) or column not in row:
+                    raise ValueError(f"{_place(part, at)}: no field {column!r}")
+                yield at, column, row[column]
         at += len(line)

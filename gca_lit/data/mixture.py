@@ -4,13 +4,13 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from gca_lit.data.hashing import fraction
-from gca_lit.tasks.base import IGNORED, Task
+from gca_lit.tasks.base import IGNORED, Episode
 
 
 @dataclass(frozen=True)
@@ -34,24 +34,34 @@ class Mixture:
             raise ValueError(f"mixture.weights must not be negative: {self.weights}")
 
 
+class RowTask(Protocol):
+    """What makes task rows: a bound Task, or pairs."""
+
+    name: str
+
+    def min_length(self) -> int: ...
+    def row(self, length: int, index: int, text: Tensor) -> Episode: ...
+
+
 class RowMaker:
     """Turns a stretch of text into a training row: as it is, or as the haystack of a task.
 
     tasks: bound tasks. Raises ValueError for weights of tasks that are not there, or when no task can be drawn.
     """
 
-    def __init__(self, mixture: Mixture, tasks: Sequence[Task], seed: int) -> None:
+    def __init__(self, mixture: Mixture, tasks: Sequence[RowTask], seed: int) -> None:
         names = [task.name for task in tasks]
         weights = mixture.weights or {}
         if unknown := sorted(set(weights) - set(names)):
-            raise ValueError(f"mixture.weights names {', '.join(unknown)}, but data.tasks has {names}")
+            raise ValueError(f"mixture.weights names {', '.join(unknown)}, but the tasks are {names}")
         self.mixture = mixture
         self.tasks = list(tasks)
         self.seed = seed
         self._cumulative = list(accumulate(weights.get(name, 1.0) for name in names))
         if mixture.text < 1 and not (self._cumulative and self._cumulative[-1] > 0):
             raise ValueError(
-                f"mixture.text is {mixture.text}, but there is no task to draw: add data.tasks or set it to 1"
+                f"mixture.text is {mixture.text}, but there is no task to draw: "
+                "add data.tasks or data.pairs, or set it to 1"
             )
 
     def check_length(self, length: int) -> None:

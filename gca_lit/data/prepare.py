@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
@@ -37,9 +37,11 @@ def prepare(
     text_column: str = "text",
     workers: int = 1,
     shard_tokens: int = SHARD_TOKENS,
+    target_column: str | None = None,
 ) -> str:
     """Write `inputs` (files or globs: .txt, .jsonl, .parquet; documents in this order) as token shards to `output`.
 
+    With `target_column` each row gives two documents, its text and then the target that belongs to it: pairs.
     The shards do not depend on the number of workers. A run that was interrupted is gone on with by the same call,
     behind its last whole shard. Returns one sentence that says what was done.
 
@@ -50,15 +52,16 @@ def prepare(
     tokens = load_tokenizer(tokenizer)
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, not {workers}")
+    columns = [text_column] if target_column is None else [text_column, target_column]
     parallel = workers > 1
     try:
         with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker) if parallel else nullcontext() as pool:
-            cut = partial(inspect, column=text_column, part_bytes=PART_BYTES)
+            cut = partial(inspect, columns=columns, part_bytes=PART_BYTES)
             parts = list(chain.from_iterable(in_order(pool, cut, files, 2 * workers)))
-            writer = ShardWriter(output, tokens, shard_tokens, [part.digest for part in parts])
+            writer = ShardWriter(output, tokens, shard_tokens, [part.digest for part in parts], target_column)
             if (Path(output) / INDEX).exists() and _up_to_date(output, writer):
                 return f"{output} is up to date"
-            encode = partial(encode_part, tokenizer=tokenizer, column=text_column)
+            encode = partial(encode_part, tokenizer=tokenizer, columns=columns)
             with writer, _bar(parts, writer.begun) as bar:
                 before = len(writer.entries)
                 rest = parts[writer.begun :]
@@ -75,10 +78,10 @@ def prepare(
     return f"{done}; the first {before} shards were there from an earlier run" if before else done
 
 
-def encode_part(part: Part, tokenizer: str, column: str) -> tuple[np.ndarray, np.ndarray]:
+def encode_part(part: Part, tokenizer: str, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The ids of a part in the type of the vocabulary, and behind which of them a document ends."""
     load = _load(tokenizer)
-    ids, sizes = load.encode_batch(read_part(part, column))
+    ids, sizes = load.encode_batch(read_part(part, columns))
     if Path(part.path).suffix == ".txt" and not part.last:
         return ids, np.empty(0, np.int64)
     return np.insert(ids, np.cumsum(sizes), load.eos), np.cumsum(sizes + 1)
@@ -158,6 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", metavar="DIR", help="directory of the data set")
     parser.add_argument("--tokenizer", default="byte", help='"byte" (default) or the path of a tokenizer.json')
     parser.add_argument("--text-column", default="text", help="field or column that holds the text (default: text)")
+    parser.add_argument("--target-column", help="field or column of a target that belongs to the text: prepare pairs")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--shard-tokens", type=int, default=SHARD_TOKENS, help="tokens of a shard (default: 2**27)")
     parser.add_argument("--verify", nargs="+", metavar="DIR", help="read data sets through and print what is damaged")
@@ -167,7 +171,8 @@ def main(arguments: list[str] | None = None) -> None:
     if given.verify:
         raise SystemExit(0 if _print_verified(given.verify) else 1)
     try:
-        print(prepare(given.input, given.output, given.tokenizer, given.text_column, given.workers, given.shard_tokens))
+        settings = given.tokenizer, given.text_column, given.workers, given.shard_tokens, given.target_column
+        print(prepare(given.input, given.output, *settings))
     except (ValueError, OSError, RuntimeError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from error

@@ -37,14 +37,19 @@ class ShardWriter:
     `parts` are fingerprints of what each call of `write` will be made from. With them an interrupted run is gone on
     with: `begun` says how many calls to leave out, and of the next one is skipped what is written already. If the block
     raises, whole shards stay for the next run; if there is none, nothing stays. A finished data set in `directory` is
-    written anew.
+    written anew. With `target_column` every second document is the target of the one before, and the manifest says so.
 
     Raises ValueError for a vocabulary beyond 32 bits, no document, an empty one, an id outside the vocabulary, or a
     directory that holds shards without a manifest or that another process is writing to; OSError when the disk is full.
     """
 
     def __init__(
-        self, directory: str | Path, tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS, parts: Sequence[str] = ()
+        self,
+        directory: str | Path,
+        tokenizer: Tokenizer,
+        shard_tokens: int = SHARD_TOKENS,
+        parts: Sequence[str] = (),
+        target_column: str | None = None,
     ) -> None:
         if shard_tokens < 1:
             raise ValueError(f"shard_tokens must be at least 1, not {shard_tokens}")
@@ -59,6 +64,8 @@ class ShardWriter:
             "vocab_size": tokenizer.vocab_size,
             "dtype": str(self._dtype),
         }
+        if target_column is not None:
+            self._head["target_column"] = target_column
         self._shard_tokens = shard_tokens
         settings = json.dumps([FORMAT, tokenizer.identity, shard_tokens])
         self._sources = list(accumulate(parts, _chain, initial=_chain("", settings)))

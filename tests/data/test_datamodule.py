@@ -13,6 +13,7 @@ from gca_lit.data.datamodule import ArrowDataModule
 from gca_lit.data.mixture import Mixture
 from gca_lit.data.predict import Predict
 from gca_lit.data.stream import HORIZON, PREFETCH, Batch
+from gca_lit.tasks import Perplexity
 from gca_lit.tasks.base import Task
 
 
@@ -190,6 +191,14 @@ def test_tasks_and_haystack(make: Callable[..., ArrowDataModule], mark_task: Tas
     assert data.haystack("val", 3).take(0, 1000).shape == (1000,)
     with pytest.raises(ValueError, match=r"needs data\.align"):
         make(tasks=[mark_task]).tasks("chunk", 3)
+
+
+def test_perplexity_needs_a_document_of_its_longest_length(make: Callable[..., ArrowDataModule]) -> None:
+    data = make(tasks=[Perplexity(longest=401)], predict=Predict("episodes"))
+    for stage in ("fit", "validate", "test", "predict"):
+        with pytest.raises(ValueError, match=r"longest is 401, but no document of .*val has 401 tokens"):
+            data.setup(stage)
+    make(tasks=[Perplexity(longest=400)]).setup("test")
 
 
 def test_predict(make: Callable[..., ArrowDataModule], mark_task: Task, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_batches_are_the_texts_one_by_one(tokenizer: Tokenizer) -> None:
 
 def cut(path: Path, content: bytes) -> list[Part]:
     path.write_bytes(content)
-    parts = inspect(str(path), "text", PART_BYTES)
+    parts = inspect(str(path), ["text"], PART_BYTES)
     assert parts[0].start == 0 and parts[-1].stop == len(content)
     assert all(one.stop == other.start and not one.last for one, other in pairwise(parts)) and parts[-1].last
     return parts
@@ -57,7 +57,7 @@ def test_book_is_cut_behind_lines(tmp_path: Path) -> None:
     content = b"a line.\n" * 1000
     parts = cut(tmp_path / "a.txt", content)
     assert len(parts) == 7 and all(part.stop % 8 == 0 for part in parts)
-    assert "".join(text for part in parts for text in read_part(part, "text")).encode() == content
+    assert "".join(text for part in parts for text in read_part(part, ["text"])).encode() == content
 
 
 @settings(max_examples=50, deadline=None)
@@ -65,7 +65,7 @@ def test_book_is_cut_behind_lines(tmp_path: Path) -> None:
 def test_book_without_lines_is_cut_between_characters(tmp_path_factory, text: str, times: int) -> None:
     content = (text * times).encode()
     parts = cut(tmp_path_factory.mktemp("book") / "a.txt", content)
-    assert "".join(text for part in parts for text in read_part(part, "text")).encode() == content
+    assert "".join(text for part in parts for text in read_part(part, ["text"])).encode() == content
     assert all(PART_BYTES - 3 <= part.size <= PART_BYTES + 10 for part in parts[:-1])
 
 
@@ -103,8 +103,8 @@ def test_document_larger_than_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_part_of_small_documents_is_one_array(tmp_path: Path) -> None:
     rows = [json.dumps({"text": "x" * (i % 4)}) for i in range(100)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    (part,) = inspect(str(tmp_path / "a.jsonl"), "text", 1 << 20)
-    ids, ends = encode_part(part, "byte", "text")
+    (part,) = inspect(str(tmp_path / "a.jsonl"), ["text"], 1 << 20)
+    ids, ends = encode_part(part, "byte", ["text"])
     assert ids.dtype == np.uint16 and np.diff(ends, prepend=0).tolist() == [i % 4 + 1 for i in range(100)]
     assert (ids[ends - 1] == 256).all() and (np.delete(ids, ends - 1) == ord("x")).all()
 
@@ -114,19 +114,19 @@ def test_lines_of_json(tmp_path: Path, separator: str) -> None:
     texts = ["a\u2028b", "carriage\rreturn", "\x85", "plain"]
     lines = [json.dumps({"text": text}, ensure_ascii=False, separators=(",", ":\r")) for text in texts * 100]
     (tmp_path / "a.jsonl").write_bytes(separator.join(lines).encode())
-    parts = inspect(str(tmp_path / "a.jsonl"), "text", 500)
-    assert len(parts) > 5 and [text for part in parts for text in read_part(part, "text")] == texts * 100
+    parts = inspect(str(tmp_path / "a.jsonl"), ["text"], 500)
+    assert len(parts) > 5 and [text for part in parts for text in read_part(part, ["text"])] == texts * 100
 
 
 def test_row_groups_are_read_in_bounded_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"{i:06d}" * 20 for i in range(3000)]
     pq.write_table(pa.table({"n": range(3000), "text": texts}), tmp_path / "a.parquet", row_group_size=2000)
-    parts = inspect(str(tmp_path / "a.parquet"), "text", 60_000)
+    parts = inspect(str(tmp_path / "a.parquet"), ["text"], 60_000)
     assert len(parts) == 8 and {part.group for part in parts} == {0, 1}
-    assert [text for part in parts for text in read_part(part, "text")] == texts
+    assert [text for part in parts for text in read_part(part, ["text"])] == texts
     assert max(part.stop - part.start for part in parts) <= 500
     monkeypatch.setattr(module, "ROWS", 100)
-    assert len(inspect(str(tmp_path / "a.parquet"), "text", 60_000)) == 30
+    assert len(inspect(str(tmp_path / "a.parquet"), ["text"], 60_000)) == 30
 
 
 def test_parquet_column_of_another_type(tmp_path: Path) -> None:

@@ -102,6 +102,38 @@ def test_command_line(tmp_path: Path, inputs: list[str], capsys: pytest.CaptureF
     assert capsys.readouterr().err == f"error: no input matches {tmp_path}/none*.txt\n"
 
 
+def test_a_long_document_stays_whole(tmp_path: Path) -> None:
+    texts = ["first", "x" * 100 + "\n" + "a line\n" * 450_000, "last"]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "x.parquet")
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for kind in ("parquet", "jsonl"):
+        prepare([str(tmp_path / f"x.{kind}")], str(tmp_path / kind), shard_tokens=1 << 20)
+        assert texts_of(tmp_path / kind) == texts
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_pairs_are_two_documents_a_row(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART_BYTES", 64)
+    rows = [{"summary": f"s{i}", "id": i, "document": text} for i, text in enumerate(TEXTS)]
+    path, output = tmp_path / f"x.{kind}", tmp_path / "out"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
+    prepare([str(path)], str(output), text_column="document", target_column="summary")
+    assert texts_of(output) == [text for row in rows for text in (row["document"], row["summary"])]
+    assert ShardReader(output).manifest["target_column"] == "summary"
+    with pytest.raises(ValueError, match="shards of other inputs or settings"):
+        prepare([str(path)], str(output), text_column="document")
+    with pytest.raises(ValueError, match=r"no (column|field) 'target'"):
+        prepare([str(path)], str(tmp_path / "other"), text_column="document", target_column="target")
+
+
+def test_text_files_have_no_pairs(inputs: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.txt has no columns text, summary: give \.jsonl or \.parquet"):
+        prepare(inputs, str(tmp_path / "out"), target_column="summary")
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:200] + bytes([b[200] ^ 1]) + b[201:]])
 def test_damaged_shards_are_written_anew(tmp_path, damage):
     (tmp_path / "a.txt").write_text("some text " * 100)

@@ -17,6 +17,17 @@ def tokenizer_file(tmp_path: Path) -> Path:
     return tmp_path / "tokenizer.json"
 
 
+def test_the_one_that_ships() -> None:
+    path = Path(__file__).parents[2] / "data" / "tokenizers" / "books_math_8k.json"
+    assert path.stat().st_size < 1 << 20
+    tokenizer = load_tokenizer(str(path))
+    assert (tokenizer.vocab_size, tokenizer.eos) == (8192, 0)
+    assert all(len(tokenizer.encode(word)) == 1 for word in (" the", " captain", " morphism", "begin"))
+    for number in ("7", "1984", "2,048", "x12y3", "3.14159"):
+        digits = [token for token in tokenizer.encode(number) if any(c.isdigit() for c in tokenizer.decode([token]))]
+        assert [tokenizer.decode([token]) for token in digits] == [c for c in number if c.isdigit()]
+
+
 def test_bytes_round_trip() -> None:
     tokenizer = ByteTokenizer()
     ids = tokenizer.encode("naïve 漢字\n")

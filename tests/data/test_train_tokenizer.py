@@ -55,6 +55,17 @@ def test_any_text_comes_back(text: str, tmp_path: Path, odd: str) -> None:
     assert tokenizer.decode(tokenizer.encode(odd)) == odd
 
 
+def test_split_digits(tmp_path: Path) -> None:
+    """However often a number stands in the text, with or without a space or a letter before it."""
+    (tmp_path / "a.txt").write_text("in 1984 and 1984, v1984 or 19.84: 1984 1984 1984\n" * 50)
+    for split, count in ((False, 2), (True, 10)):
+        path = tmp_path / str(split) / "tokenizer.json"
+        train_tokenizer([str(tmp_path / "a.txt")], str(path), 300, split_digits=split)
+        tokenizer = load_tokenizer(str(path))
+        assert len(tokenizer.encode(" 1984 1984")) == count
+        assert tokenizer.decode(tokenizer.encode("٣٤ ½ 2²x10\n")) == "٣٤ ½ 2²x10\n"
+
+
 def test_end_of_document_is_left_out_of_text(text: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(learn(text, tmp_path)))
     assert tokenizer.decode([*tokenizer.encode("the cat"), tokenizer.eos]) == "the cat"
@@ -87,7 +98,7 @@ def test_pieces_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "a.txt").write_text("ab cd\n" * 100_000, encoding="utf-8")
     lengths = []
 
-    def note(texts, vocab_size):
+    def note(texts, vocab_size, split_digits):
         lengths.extend(map(len, texts))
         return b"{}", vocab_size
 

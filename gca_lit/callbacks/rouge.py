@@ -1,0 +1,113 @@
+"""How near generated targets come to the references."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torchmetrics.functional.text.rouge import rouge_score
+
+from gca_lit.generation import Sampling, check_length, generate, read
+from gca_lit.memory.base import ChunkStore
+from gca_lit.memory.host_store import HostStore
+from gca_lit.results import ResultsFile
+
+KEYS = ("rouge1", "rouge2", "rougeL")
+
+
+class Rouge(Callback):
+    """Generates the targets of data.pairs greedily and compares them with the references, in validate, test and fit.
+
+    Logs val_rouge1, val_rouge2 and val_rougeL (test_... in test): F-measures, the mean over the pairs. A line of
+    `output` in the trainer's default_root_dir has split, step, pair, these measures of the pair, prediction and
+    reference; a prediction ends before end of text.
+
+    Ranks divide the pairs among them; with sharded weights (FSDP) all ranks generate all of them together.
+
+    Args:
+        pairs: how many, from the first; null takes all.
+        max_new_tokens: the longest prediction.
+        stemmer: compare stems of words, as published results do; needs the package nltk.
+        during_fit_every: run in every n-th validation of fit; null never.
+        segment: text tokens of a prompt in one forward.
+        output: name of the file.
+    """
+
+    def __init__(
+        self,
+        pairs: int | None = 100,
+        max_new_tokens: int = 128,
+        stemmer: bool = False,
+        during_fit_every: int | None = 1,
+        segment: int = 16_384,
+        output: str = "rouge.jsonl",
+    ) -> None:
+        settings = {"pairs": pairs, "max_new_tokens": max_new_tokens, "during_fit_every": during_fit_every}
+        for name, value in (settings | {"segment": segment}).items():
+            if value is not None and value < 1:
+                raise ValueError(f"Rouge: {name} must be at least 1, got {value}")
+        if stemmer and find_spec("nltk") is None:
+            raise ModuleNotFoundError("Rouge: stemmer needs the package nltk: pip install nltk, or set it to false")
+        self.pairs, self.stemmer, self.during_fit_every = pairs, stemmer, during_fit_every
+        self.segment, self.output = segment, output
+        self.sampling = Sampling(max_new_tokens, temperature=0)
+        self.store: ChunkStore = HostStore()
+        self._validations = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse pairs that are not there or too long for the attention, before anything runs."""
+        if stage == "test" or stage == "validate" or (stage == "fit" and self.during_fit_every is not None):
+            pairs = self._pairs(trainer, "test" if stage == "test" else "val")
+            check_length(pl_module, pairs.longest_prompt, self.sampling)  # type: ignore[arg-type]
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._validations += 1
+            if self.during_fit_every is None or self._validations % self.during_fit_every:
+                return
+        self._run(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._run(trainer, pl_module, "test")
+
+    def _pairs(self, trainer: Trainer, split: str) -> Any:
+        return trainer.datamodule.pairs(split)  # type: ignore[attr-defined]
+
+    def _run(self, trainer: Trainer, model: LightningModule, split: str) -> None:
+        pairs = self._pairs(trainer, split)
+        sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        rank, ranks = (0, 1) if sharded else (trainer.global_rank, trainer.world_size)
+        count = len(pairs) if self.pairs is None else min(self.pairs, len(pairs))
+        with trainer.precision_plugin.val_step_context():
+            rows = [self._row(trainer, model, pairs, number) for number in range(rank, count, ranks)]
+        self.store.close()
+        if ranks > 1:
+            parts: list[Any] = [None] * ranks
+            torch.distributed.all_gather_object(parts, rows)
+            rows = sorted((row for part in parts for row in part), key=lambda row: row["pair"])
+        means = {f"{split}_{key}": sum(row[key] for row in rows) / count for key in KEYS}
+        model.log_dict(means, sync_dist=True)
+        said = ", ".join(f"{key} {means[f'{split}_{key}']:.4f}" for key in KEYS)
+        rank_zero_info(f"step {trainer.global_step}, {count} pairs of {split}: {said}")
+        if trainer.is_global_zero:
+            file = ResultsFile(Path(trainer.default_root_dir) / self.output)
+            for row in rows:
+                file.append({"split": split, "step": trainer.global_step, **row})
+
+    def _row(self, trainer: Trainer, model: Any, pairs: Any, number: int) -> dict[str, Any]:
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        prompt = pairs.prompt(number).to(trainer.strategy.root_device)[None]
+        state, logits = read(model, prompt, model.new_state(1, self.store), self.segment)
+        prediction = tokenizer.decode(list(generate(model, state, logits, self.sampling, {tokenizer.eos})))
+        reference = tokenizer.decode(pairs.target(number).tolist())
+        found = rouge_score(prediction, reference, use_stemmer=self.stemmer, rouge_keys=KEYS)
+        scores = {key: round(float(found[f"{key}_fmeasure"]), 4) for key in KEYS}
+        return {"pair": number, **scores, "prediction": prediction, "reference": reference}
