@@ -9,10 +9,12 @@ from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
+import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from gca_lit.weights_file import SUFFIX, read_weights
 from gca_lit.whole_file import sync_directory
 
 LAST = "last-step=*.ckpt"
@@ -25,7 +27,8 @@ class NotSaved(OSError):
 
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, waits until it is on the disk, then renames it; a kill at any moment leaves
-    the old file or the new one. Loads plain values and tensors only. Remote paths go Lightning's own way.
+    the old file or the new one. Loads plain values and tensors only, and .safetensors files of weights. Remote paths go
+    Lightning's own way.
 
     Raises NotSaved when the disk does not take it.
     """
@@ -51,6 +54,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
             raise NotSaved(_not_saved(path, checkpoint, cause)) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        if Path(path).suffix == SUFFIX and not is_remote(path):
+            return read_weights(Path(path)) | {"pytorch-lightning_version": lightning.__version__}
         return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
 
 
@@ -73,6 +78,17 @@ def check_checkpoint(path: Path) -> None:
             raise ValueError(f"{path} is not a checkpoint of gca_lit")
         if found := damage(path):
             raise ValueError(f"{path} is damaged: {found}; take an earlier one")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file, tensors mapped from the disk.
+
+    Raises FileNotFoundError or ValueError as `check_checkpoint` does, and ValueError for a folder.
+    """
+    check_checkpoint(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder of weights in shards: name a checkpoint that is one file")
+    return _read(path)
 
 
 def newest(folder: Path) -> Path | None:
@@ -104,9 +120,9 @@ def newest(folder: Path) -> Path | None:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint file, None when every part of it has the checksum it was written with.
 
-    A folder (weights in shards) has no checksums.
+    A folder (weights in shards) and a .safetensors file have no checksums.
     """
-    if path.is_dir():
+    if path.is_dir() or path.suffix == SUFFIX:
         return None
     try:
         with ZipFile(path) as archive:
@@ -117,7 +133,9 @@ def damage(path: Path) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The values of a checkpoint; tensors stay on the disk. Raises ValueError for a file that torch cannot read."""
+    """The values of a checkpoint; tensors stay on the disk. Raises ValueError for a file that cannot be read."""
+    if path.suffix == SUFFIX:
+        return read_weights(path)
     try:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (RuntimeError, UnpicklingError, EOFError, OSError) as error:

@@ -18,7 +18,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_module
 
@@ -33,6 +33,7 @@ from gca_lit.callbacks import (
     MemoryReport,
     PredictionWriter,
     SkipNonFinite,
+    Throughput,
 )
 from gca_lit.checkpointing import NotSaved, WholeCheckpointIO, check_checkpoint, is_remote, newest
 from gca_lit.data.datamodule import ArrowDataModule
@@ -41,6 +42,7 @@ from gca_lit.module import CausalLM
 from gca_lit.run_directory import KeepConfig, RunLock
 from gca_lit.trainer import GeneratingTrainer
 from gca_lit.usage import UsageError, explain, load_yaml
+from gca_lit.weights_file import SUFFIX
 
 TRACEBACK = "GCA_LIT_TRACEBACK"
 MISTAKES = (UsageError, ValueError, OSError, ImportError, MisconfigurationException)
@@ -140,6 +142,9 @@ class CLI(LightningCLI):
             raise UsageError(f"{self.subcommand} needs --ckpt_path: the path of a checkpoint, or last")
         if path is not None and path.partition(":")[0] not in WORDS and not is_remote(path):
             check_checkpoint(Path(path))
+        if self.subcommand == "fit" and path is not None and Path(path).suffix == SUFFIX:
+            raise UsageError(f"{path} holds weights alone, training cannot go on from it: set model.init_from instead")
+        self.parser.add_instantiator(self._make_logger, Logger, subclasses=True)
 
     def after_instantiate_classes(self) -> None:
         align, chunk_size = self.datamodule.align, self.model.chunk_size
@@ -191,7 +196,7 @@ class CLI(LightningCLI):
         given = settings["callbacks"] or []
         given = given if isinstance(given, list) else [given]
         always: list[Callback] = [self.begun, GracefulStop(), ExactResume(), SkipNonFinite()]
-        always += [LengthGrowth(), CompileReport(), PredictionWriter(), MemoryReport()]
+        always += [LengthGrowth(), CompileReport(), PredictionWriter(), MemoryReport(), Throughput()]
         if logger:
             always.append(LearningRateMonitor())
         missing = [callback for callback in always if not any(isinstance(one, type(callback)) for one in given)]
@@ -201,6 +206,20 @@ class CLI(LightningCLI):
         if not any(isinstance(one, CheckpointIO) for one in plugins):
             plugins.append(WholeCheckpointIO())
         return super().instantiate_trainer(logger=logger, callbacks=[*given, *missing], plugins=plugins, **kwargs)
+
+    def _make_logger(self, cls: type[Logger], *args: Any, applied_instantiation_links: Any, **settings: Any) -> Logger:
+        """A logger whose relative save_dir, or SQLite file as tracking_uri, lies in the run directory."""
+        root = self._get(self.config, "trainer").default_root_dir
+        for name, scheme in (("save_dir", ""), ("tracking_uri", "sqlite:///")):
+            place = settings.get(name)
+            if place is not None and str(place).startswith(scheme):
+                settings[name] = scheme + os.path.join(root, str(place).removeprefix(scheme))
+        try:
+            return cls(*args, **settings)
+        except ModuleNotFoundError as error:
+            if os.environ.get(TRACEBACK):
+                raise
+            _end(f"{cls.__name__} needs a package that is not installed: {error}", 2, error)
 
     def predict(self, **kwargs: Any) -> None:
         """Predictions go to a file, batch by batch."""

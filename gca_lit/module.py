@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torchmetrics import MeanMetric
 
 from gca_lit.architecture import architecture, refuse_other_architecture
 from gca_lit.attention.base import AttentionBackend
+from gca_lit.checkpointing import read_checkpoint
 from gca_lit.memory import ChunkStore, HostStore
 from gca_lit.model import Decoder, DecoderConfig, ModelState, Read, RowLoss, Step, chunked_cross_entropy
 from gca_lit.schedule import Schedule
@@ -38,6 +41,8 @@ class CausalLM(LightningModule):
         predict_segment: text tokens of one forward while predicting.
         compile: compile layers, chunk encoder and loss with torch.compile: for the first row length, then once more for
             all others.
+        init_from: file of a checkpoint whose weights training starts from, with a new optimizer; null: random ones.
+            A run that goes on from a checkpoint of its own has them from there.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class CausalLM(LightningModule):
         predict_segment: int = 16_384,
         compile: bool = False,
         tokenizer: str | None = None,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         if predict_segment < 1:
@@ -62,6 +68,7 @@ class CausalLM(LightningModule):
         self.predict_segment = predict_segment
         self.compiled = compile
         self.tokenizer = tokenizer
+        self.init_from = init_from
         self.train_length = 0
         """The longest row, in text tokens, that the weights were trained on; kept in checkpoints."""
         self.network: Decoder | None = None
@@ -114,6 +121,10 @@ class CausalLM(LightningModule):
         one = self.attention.kv_bytes(self.config, self.config.layers, length, self._kv_itemsize())
         return {tier: batch_size * size for tier, size in one.items()}
 
+    def flops_per_token(self, length: int) -> float:
+        """Floating-point operations of a forward over rows of `length` text tokens, a token; see `Decoder.flops`."""
+        return self._decoder.flops(length) / length
+
     def describe(self) -> dict[str, Any]:
         """What results say about the model: backend, window, k, chunk_size, params, kv_bytes_per_token."""
         far = 1 << 24
@@ -128,6 +139,14 @@ class CausalLM(LightningModule):
         taken = {names[task]: (pair[0], pair[1]) for task, pair in self._answers.items() if task >= 0}
         self._answers = {}
         return taken
+
+    def on_fit_start(self) -> None:
+        if self.init_from is not None and self.trainer.ckpt_path is None:
+            checkpoint = read_checkpoint(Path(self.init_from))
+            self.on_load_checkpoint(checkpoint)
+            options = StateDictOptions(full_state_dict=True)  # of weights in shards each rank takes its own
+            set_model_state_dict(self, checkpoint["state_dict"], options=options)
+            rank_zero_info(f"weights of {self.init_from}, trained for {checkpoint['global_step']:,} steps")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self._loss(batch, noise=batch.rows + self._noise_offset())

@@ -119,24 +119,54 @@ def recall(
     question and the answer share a chunk, or a needle is too near to be selectable (a selection that serves chunk s was
     made at the end of chunk s - 1 and sees the chunks up to s - 2).
     """
-    if not chunk_size or not episode.needles:
-        return None, None
-    first, last = episode.asked // chunk_size + 1, episode.answer[0] // chunk_size
-    needles = [set(range(start // chunk_size, (stop - 1) // chunk_size + 1)) for start, stop in episode.needles]
-    if any(max(chunks) > last - 2 for chunks in needles):
+    needles, groups = _judged(score, episode, chunk_size, row)
+    if not groups:
         return None, None
     selected: set[int] = set()
     favourites: set[int] = set()
-    for part in score.retrieved:
-        for ids, weights in part.groups:
-            serving = slice(max(first - part.first_chunk, 0), max(last + 1 - part.first_chunk, 0))
-            row_ids = ids[row, serving]
-            best = weights[row, serving].float().masked_fill(row_ids < 0, -torch.inf).argmax(-1, keepdim=True)
-            selected.update(row_ids.flatten().tolist())
-            favourites.update(row_ids.gather(-1, best).flatten().tolist())
-    if not selected:
-        return None, None
+    for ids, weights in groups:
+        best = weights.masked_fill(ids < 0, -torch.inf).argmax(-1, keepdim=True)
+        selected.update(ids.flatten().tolist())
+        favourites.update(ids.gather(-1, best).flatten().tolist())
     return all(chunks & favourites for chunks in needles), all(chunks <= selected for chunks in needles)
+
+
+def selection_weights(
+    score: Score, episode: Episode, chunk_size: int | None, row: int = 0
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """How each of G retrieval groups weighs the n needles of `episode` in the selections that `recall` counts.
+
+    Returns float32 [G, n], the most weight that one selection puts on the chunks of each needle, in hop order, and
+    float32 [G], the entropy in nats of the selection that serves the answer's chunk; (None, None) as `recall`.
+    """
+    needles, groups = _judged(score, episode, chunk_size, row)
+    if not groups:
+        return None, None
+    on_needles = [
+        [(weights * torch.isin(ids, torch.tensor([*chunks]))).sum(-1).max() for chunks in needles]
+        for ids, weights in groups
+    ]
+    entropies = [torch.special.entr(weights[-1, ids[-1] >= 0]).sum() for ids, weights in groups]
+    return torch.tensor(on_needles), torch.tensor(entropies)
+
+
+def _judged(
+    score: Score, episode: Episode, chunk_size: int | None, row: int
+) -> tuple[list[set[int]], list[tuple[Tensor, Tensor]]]:
+    """The chunks of each needle, and of each group the ids and float32 weights [S, K] of the selections that `recall`
+    counts, the one that serves the answer's chunk last; no groups when there is nothing to judge."""
+    if not chunk_size or not episode.needles:
+        return [], []
+    first, last = episode.asked // chunk_size + 1, episode.answer[0] // chunk_size
+    needles = [set(range(start // chunk_size, (stop - 1) // chunk_size + 1)) for start, stop in episode.needles]
+    if any(max(chunks) > last - 2 for chunks in needles):
+        return needles, []
+    parts = []
+    for part in score.retrieved:
+        serving = slice(max(first - part.first_chunk, 0), max(last + 1 - part.first_chunk, 0))
+        parts.append([(ids[row, serving], weights[row, serving].float()) for ids, weights in part.groups])
+    groups = [(torch.cat(ids), torch.cat(w)) for ids, w in (zip(*g, strict=True) for g in zip(*parts, strict=True))]
+    return needles, groups if any(len(ids) for ids, _ in groups) else []
 
 
 def _spans(scored: Tensor, segment: int, read_from: int | None) -> list[tuple[tuple[int, int], slice | None]]:

@@ -40,6 +40,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {
             "gca_lit.architecture",
             "gca_lit.attention.base",
+            "gca_lit.checkpointing",
             "gca_lit.memory",
             "gca_lit.model",
             "gca_lit.schedule",
@@ -75,7 +76,9 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         },
         {"lightning", "numpy", "torch", "tqdm"},
     ),
-    "gca_lit.checkpointing": ({"gca_lit.whole_file"}, {"lightning", "torch"}),
+    "gca_lit.weights_file": ({"gca_lit.whole_file"}, {"safetensors", "torch"}),
+    "gca_lit.checkpointing": ({"gca_lit.weights_file", "gca_lit.whole_file"}, {"lightning", "torch"}),
+    "gca_lit.export": ({"gca_lit.checkpointing", "gca_lit.weights_file"}, {"torch"}),
     "gca_lit.run_directory": (set(), {"lightning"}),
     "gca_lit.callbacks": (
         {
@@ -90,7 +93,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
             "gca_lit.tasks",
             "gca_lit.trace_page",
         },
-        {"lightning", "torch"},
+        {"lightning", "torch", "torchmetrics"},
     ),
 }
 FREE = {

@@ -129,6 +129,13 @@ class AttentionBackend(ABC):
         rows = sum(length if p.window is None else min(length, p.window - 1) for p in self.plan(layers))
         return {"store": 0, "state": rows * row}
 
+    def flops(self, dims: Dims, layers: int, length: int) -> int:
+        """Floating-point operations of attention in a forward over `length` text tokens, beside the linear maps.
+
+        A product of [a, b] and [b, c] has 2abc; only pairs that see each other count.
+        """
+        return 4 * dims.width * sum(seen_pairs(length, p.window) for p in self.plan(layers))
+
     def describe(self) -> dict[str, Any]:
         """Settings for the log and for results: at least backend, window and k."""
         return {"backend": self.name, "window": None, "k": None, "chunk_size": self.chunk_size}
@@ -155,6 +162,12 @@ class RetrievalBackend(AttentionBackend):
     @abstractmethod
     def retriever(self, dims: Dims) -> nn.Module:
         """Residual stream at landmarks [B, n, M] -> query [B, n, M']; its dot product with a key is the score."""
+
+
+def seen_pairs(rows: int, window: int | None) -> int:
+    """Pairs of a row and one that it sees, itself or a row before, among `rows` rows."""
+    window = rows if window is None else min(window, rows)
+    return window * (window + 1) // 2 + (rows - window) * window
 
 
 def check_window(window: int, backend: str) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gca_kernels import GCAIndex, gca_attention, gca_index
-from gca_lit.attention.base import Dims, LayerPlan, Mixer, RetrievalBackend, View, check_window
+from gca_lit.attention.base import Dims, LayerPlan, Mixer, RetrievalBackend, View, check_window, seen_pairs
 from gca_lit.attention.self_attention import KV, SelfAttention
 from gca_lit.layers import RMSNorm
 from gca_lit.memory.base import ChunkTable, Selection
@@ -114,6 +114,16 @@ class GroupedCrossAttention(RetrievalBackend):
         state = super().kv_bytes(dims, layers, length, itemsize)["state"]
         landmarks = chunks * (self.retrieval_width or dims.width) * itemsize
         return {"store": chunks * self.chunk_size * row, "state": state + landmarks}
+
+    def flops(self, dims: Dims, layers: int, length: int) -> int:
+        chunks, rest = divmod(length, self.chunk_size)
+        block, plan = self.chunk_size + 1, self.plan(layers)
+        sizes = [block] * chunks + [rest]
+        read = self.chunk_size * sum(rows * min(self.top_k, max(0, at - 1)) for at, rows in enumerate(sizes))
+        pairs = len(plan) * seen_pairs(length + chunks, self.window) + sum(p.group is not None for p in plan) * read
+        pairs += self.encoder_layers * chunks * block**2
+        scores = self.groups * chunks * (chunks - 1) // 2
+        return 4 * dims.width * pairs + 2 * (self.retrieval_width or dims.width) * scores
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"window": self.window, "k": self.top_k}

@@ -9,9 +9,12 @@ from gca_lit.callbacks.length_generalization import LengthGeneralization
 from gca_lit.callbacks.length_growth import LengthGrowth
 from gca_lit.callbacks.memory_report import MemoryReport
 from gca_lit.callbacks.predictions import PredictionWriter
+from gca_lit.callbacks.retrieval_probe import RetrievalProbe
 from gca_lit.callbacks.retrieval_trace import RetrievalTrace
+from gca_lit.callbacks.rouge import Rouge
 from gca_lit.callbacks.samples import Samples
 from gca_lit.callbacks.skip_non_finite import SkipNonFinite
+from gca_lit.callbacks.throughput import Throughput
 
 __all__ = [
     "Begun",
@@ -23,7 +26,10 @@ __all__ = [
     "LengthGrowth",
     "MemoryReport",
     "PredictionWriter",
+    "RetrievalProbe",
     "RetrievalTrace",
+    "Rouge",
     "Samples",
     "SkipNonFinite",
+    "Throughput",
 ]

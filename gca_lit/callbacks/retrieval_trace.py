@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from gca_lit import trace_page
+from gca_lit.callbacks.figures import show
 from gca_lit.callbacks.rows import shared_columns
 from gca_lit.memory.base import ChunkStore
 from gca_lit.memory.host_store import HostStore
@@ -81,6 +82,7 @@ class RetrievalTrace(Callback):
             about = shared_columns(trainer, model, data, self._loaded_step)
             page = Path(trainer.default_root_dir) / "retrieval_trace" / f"step={about['global_step']}.html"
             trace_page.save(found, f"document {self.document} of the validation split", about, page)
+            show(trainer, "retrieval_trace", page.with_suffix(".png"), about["global_step"])
             rank_zero_info(f"what is retrieved: {page}")
 
     def _tokens(self, trainer: Trainer) -> torch.Tensor:

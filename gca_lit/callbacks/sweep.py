@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from gca_lit import plots
 from gca_lit.callbacks.budget import GIB, device_bytes, free_host_bytes, shortage
+from gca_lit.callbacks.figures import show
 from gca_lit.callbacks.rows import shared_columns, summary
 from gca_lit.callbacks.tally import Tally
 from gca_lit.results import ResultsFile, Row, latest
@@ -191,9 +192,10 @@ class Sweep:
         if self.results is None:
             return
         status = "done" if reason is None else "partial" if tally.sums["n"] else "skipped"
-        counts = tally.perplexity(point.length) if point.task.name == "perplexity" else tally.answers()
+        text_alone = point.task.name == "perplexity"
+        counts = tally.perplexity(point.length) if text_alone else tally.answers()
         row = point.columns() | {"status": status, "reason": reason} | counts | tally.measured() | self.common
-        row["haystack_passes"] = self.haystack.passes(point.length)
+        row["haystack_passes"] = None if text_alone else self.haystack.passes(point.length)
         self.results.append(row)
         rank_zero_info(summary(row))
         name = "/".join(str(part) for part in (point.task.name, point.placement, point.length) if part is not None)
@@ -211,4 +213,6 @@ class Sweep:
         mine = ("backend", "checkpoint_sha256", "seed", "split")
         rows = [row for row in latest(self.results.rows) if all(row.get(key) == self.common[key] for key in mine)]
         for task in dict.fromkeys(row["task"] for row in rows):
-            plots.heat_map(rows, task, self.path.with_name(f"{self.path.stem}_{task}.png"))
+            path = self.path.with_name(f"{self.path.stem}_{task}.png")
+            plots.heat_map(rows, task, path)
+            show(self.trainer, f"length_generalization/{task}", path, self.common["global_step"])

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from gca_lit.cli import main
 from gca_lit.module import CausalLM
+from gca_lit.weights_file import write_weights
 
 Refused = Callable[..., str]
 
@@ -132,3 +133,11 @@ def test_lightning_still_has_what_is_overridden() -> None:
     assert callable(LightningCLI._run_subcommand)
     assert callable(LightningCLI._prepare_subcommand_kwargs)
     assert callable(ModelCheckpoint._save_last_checkpoint)
+
+
+def test_training_cannot_go_on_from_weights_alone(refused, tiny, run_dir):
+    file = run_dir / "weights.safetensors"
+    file.parent.mkdir()
+    write_weights({"state_dict": {"w": torch.rand(3)}, "gca_lit": {}, "global_step": 1}, file, torch.float32)
+    said = refused("fit", "--config", tiny, "--ckpt_path", str(file))
+    assert str(file) in said and "model.init_from" in said

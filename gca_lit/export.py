@@ -1,0 +1,40 @@
+"""Publish the weights of a checkpoint: `python -m gca_lit.export CHECKPOINT --output FILE.safetensors`.
+
+validate, test, predict, generate and model.init_from take the file in the place of a checkpoint; training cannot go on
+from it, for it has nothing of the optimizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from gca_lit.checkpointing import read_checkpoint
+from gca_lit.weights_file import SUFFIX, write_weights
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m gca_lit.export", description="Publish the weights of a checkpoint."
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--output", type=Path, required=True, help=f"new {SUFFIX} file")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    options = parser.parse_args(arguments)
+    if options.output.suffix != SUFFIX:
+        parser.error(f"--output {options.output} must end in {SUFFIX}")
+    if options.output.exists():
+        parser.error(f"{options.output} is there already: name a new file")
+    try:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        write_weights(read_checkpoint(options.checkpoint), options.output, getattr(torch, options.dtype))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(f"{options.output}: {options.output.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

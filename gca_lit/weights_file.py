@@ -1,0 +1,59 @@
+"""Weights alone, as a .safetensors file: what is published of a training run, and can be evaluated by anybody."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from gca_lit.whole_file import WholeFile
+
+SUFFIX = ".safetensors"
+ABOUT = "gca_lit"
+
+
+def write_weights(checkpoint: dict[str, Any], path: Path, dtype: torch.dtype) -> None:
+    """Write the weights of a checkpoint to a new file, floating ones as `dtype`, and what makes them mean something.
+
+    A tensor that stands under two names is written once.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    shared: dict[str, str] = {}
+    for name, tensor in checkpoint["state_dict"].items():
+        twin = next((other for other, seen in checkpoint["state_dict"].items() if _same(seen, tensor)), name)
+        if twin != name:
+            shared[name] = twin
+        else:
+            tensors[name] = tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+    about = checkpoint[ABOUT] | {"global_step": checkpoint["global_step"], "shared": shared}
+    with WholeFile(path) as file:
+        file.write(save(tensors, metadata={ABOUT: json.dumps(about)}))
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """What a checkpoint of these weights holds beside the states of training, the weights in fp32.
+
+    Raises ValueError for a file that is damaged or that `write_weights` did not write.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(ABOUT, "null"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"not a whole .safetensors file: {error}") from error
+    if about is None:
+        raise ValueError("it was not written by gca_lit: it has no record of its architecture")
+    weights = {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
+    weights |= {name: weights[twin] for name, twin in about.pop("shared").items()}
+    step = about.pop("global_step")
+    return {"state_dict": weights, ABOUT: about, "global_step": step, "epoch": 0}
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a is b or (
+        a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.numel() > 0
+    )

@@ -1,0 +1,66 @@
+"""Weights that are published: written once, read back, evaluated, and refused where they cannot serve."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gca_lit.checkpointing import WholeCheckpointIO, check_checkpoint, read_checkpoint
+from gca_lit.export import main
+from gca_lit.weights_file import read_weights
+
+ABOUT = {"train_length": 512, "tokenizer": "byte", "architecture": {"decoder.layers": 3}}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    shared = torch.rand(7, 4)
+    weights = {"embed": shared, "head": shared, "norm": torch.rand(3), "steps": torch.tensor(5)}
+    path = tmp_path / "last-step=9.ckpt"
+    content = {"state_dict": weights, "gca_lit": ABOUT, "global_step": 9, "optimizer_states": [torch.rand(1000)]}
+    WholeCheckpointIO().save_checkpoint(content, path)
+    return path
+
+
+def test_weights_come_back_rounded_once(checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "models" / "small.safetensors"
+    main([str(checkpoint), "--output", str(file)])
+    check_checkpoint(file)
+    saved, found = read_checkpoint(checkpoint), WholeCheckpointIO().load_checkpoint(file)
+    assert (found["gca_lit"], found["global_step"]) == (ABOUT, 9)
+    assert found["state_dict"].keys() == saved["state_dict"].keys()
+    for name, weight in saved["state_dict"].items():
+        rounded = weight.bfloat16().float() if weight.is_floating_point() else weight
+        assert torch.equal(found["state_dict"][name], rounded) and found["state_dict"][name].dtype == weight.dtype
+    assert file.stat().st_size < 4 * 7 * 2 + 1000  # the shared weight is there once, the optimizer not at all
+
+
+def test_exact_in_fp32(checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "exact.safetensors"
+    main([str(checkpoint), "--output", str(file), "--dtype", "float32"])
+    for name, weight in read_checkpoint(checkpoint)["state_dict"].items():
+        assert torch.equal(read_weights(file)["state_dict"][name], weight)
+
+
+@pytest.mark.parametrize("name", ["there.safetensors", "weights.bin"])
+def test_another_output_is_asked_for(
+    checkpoint: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there.safetensors").write_bytes(b"x")
+    with pytest.raises(SystemExit):
+        main([str(checkpoint), "--output", str(tmp_path / name)])
+    assert name in capsys.readouterr().err and (tmp_path / "there.safetensors").read_bytes() == b"x"
+
+
+def test_damaged_and_foreign_files_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    file = tmp_path / "cut.safetensors"
+    main([str(checkpoint), "--output", str(file)])
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=rf"{file}.*damaged"):
+        check_checkpoint(file)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"w": torch.rand(3)}, foreign)
+    with pytest.raises(ValueError, match=rf"{foreign}.*not written by gca_lit"):
+        check_checkpoint(foreign)
