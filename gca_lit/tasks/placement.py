@@ -80,12 +80,11 @@ def spread(rng: Random, sizes: Sequence[int], begin: int, end: int) -> list[int]
 
 def lay(length: int, pieces: Sequence[tuple[int, Sequence[int]]], fill: Callable[[int], Tensor]) -> Tensor:
     """int64 [length]: every (start, tokens) of `pieces` in its place, and the text fill(n) flowing around them."""
-    tokens = torch.empty(length, dtype=torch.int64)
-    free = torch.ones(length, dtype=torch.bool)
-    for start, piece in pieces:
-        span = slice(start, start + len(piece))
-        assert start >= 0 and span.stop <= length and bool(free[span].all()), "pieces must lie apart and inside"
-        tokens[span] = torch.tensor(piece, dtype=torch.int64)
-        free[span] = False
-    tokens[free] = fill(int(free.sum()))
-    return tokens
+    text = fill(length - sum(len(piece) for _, piece in pieces))
+    parts, at, used = [], 0, 0
+    for start, piece in sorted(pieces):
+        gap = start - at
+        assert gap >= 0 and start + len(piece) <= length, "pieces must lie apart and inside"
+        parts += [text[used : used + gap], torch.tensor(piece, dtype=torch.int64)]
+        at, used = start + len(piece), used + gap
+    return torch.cat((*parts, text[used:]))
