@@ -23,7 +23,12 @@ def command() -> str:
 
 
 def commit() -> str | None:
-    """The checked-out commit of this package, with "+dirty" when files differ from it; None outside a checkout."""
+    """The checked-out commit of this package, with "+dirty" when files differ from it; None outside a checkout.
+
+    For a tree that was copied without its history, the environment variable GCA_LIT_COMMIT says it.
+    """
+    if told := os.environ.get("GCA_LIT_COMMIT"):
+        return told
 
     def git(*arguments: str) -> str:
         folder = str(Path(__file__).resolve().parent)
