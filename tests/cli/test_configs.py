@@ -26,8 +26,10 @@ from gca_lit.cli import CLI
 from gca_lit.data.tokenizers import load_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-AXES = ("attention", "model", "data", "trainer", "eval", "experiment")
+AXES = ("attention", "model", "data", "trainer", "eval")
 OVERLAYS = [path for axis in AXES for path in sorted((CONFIGS / axis).glob("*.yaml"))]
+EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
+NEEDLE, NEEDLES = CONFIGS / "experiment" / "needle_16k_6m.yaml", sorted((CONFIGS / "experiment/needle").glob("*.yaml"))
 PAIRS = [pair for pair in combinations(OVERLAYS, 2) if pair[0].parent != pair[1].parent]
 DEMO = sorted((CONFIGS / "demo").glob("*.yaml"))
 BASE, DEMO_BASE = CONFIGS / "base.yaml", CONFIGS / "demo.yaml"
@@ -36,6 +38,8 @@ STACKS = [
     (DEMO_BASE,),
     *((BASE, one) for one in OVERLAYS),
     *((BASE, *pair) for pair in PAIRS),
+    *((BASE, one) for one in EXPERIMENTS),
+    *((NEEDLE, one) for one in NEEDLES),
     *((DEMO_BASE, one) for one in [*DEMO, *OVERLAYS] if one.parent.name in ("demo", "trainer", "eval")),
 ]
 ALWAYS = (
@@ -75,8 +79,9 @@ def test_instantiates(stack: tuple[Path, ...], instantiate: Instantiate) -> None
         tokenizer = wanted.get("data", {}).get("tokenizer", tokenizer)
         if "attention" in wanted.get("model", {}) and path == stack[-1]:
             attention = wanted["model"]["attention"]
-            assert type(cli.model.attention).__name__ == attention["class_path"]
-            assert {key: getattr(cli.model.attention, key) for key in attention["init_args"]} == attention["init_args"]
+            assert type(cli.model.attention).__name__ == attention["class_path"].rpartition(".")[2]
+            settings = attention.get("init_args", {})
+            assert {key: getattr(cli.model.attention, key) for key in settings} == settings
     assert cli.model.vocab_size == load_tokenizer(tokenizer).vocab_size
 
 
@@ -104,7 +109,7 @@ def test_overlays_of_one_axis_set_the_same_settings() -> None:
         leaf = not isinstance(tree, dict) or at.count(".") == 2
         return {at} if leaf else {key for part in tree for key in keys(tree[part], f"{at}.{part}")}
 
-    for axis in set(AXES) - {"attention", "experiment"}:
+    for axis in set(AXES) - {"attention"}:
         found = [keys(yaml.safe_load(path.read_text())) for path in (CONFIGS / axis).glob("*.yaml")]
         assert all(one == found[0] for one in found), axis
 
