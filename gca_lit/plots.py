@@ -44,7 +44,7 @@ def heat_map(rows: Sequence[Row], task: str, path: str | Path) -> None:
             axes.set_title(_placement(placement), fontsize=9, loc="right")
     panels[-1, 0].set_xlabel("evaluation length in tokens (multiple of the training length)", fontsize=9)
     measure = ", exact match" if key == "accuracy" else ""
-    figure.suptitle(f"{_title(rows[0]['backend'])}: {task}{measure}", fontsize=11)
+    figure.suptitle(f"{title(rows[0]['backend'])}: {task}{measure}", fontsize=11)
     if key == "accuracy":
         bar = figure.colorbar(image, ax=panels[:, 0].tolist(), fraction=0.04, pad=0.02)
         bar.ax.tick_params(labelsize=8)
@@ -63,7 +63,7 @@ def accuracy_by_length(rows: Sequence[Row], path: str | Path) -> None:
         raise ValueError("accuracy_by_length: there are no rows of tasks that ask a question")
     plt = pyplot()
     panels_of = sorted({(row["task"], row["placement"]) for row in rows})
-    colors = _colors(row["backend"] for row in rows)
+    colors = colors_of(row["backend"] for row in rows)
     columns = min(2, len(panels_of))
     height = -(-len(panels_of) // columns)
     figure, grid = plt.subplots(
@@ -157,7 +157,7 @@ def _panel(axes: Any, rows: Sequence[Row], lengths: list[int], depths: list[floa
         x, y = lengths.index(row["eval_length"]), depths.index(row["depth"])
         value = row.get(key)
         if value is None:
-            label, color = _missing(row), "0.45"
+            label, color = missing(row), "0.45"
         else:
             grid[y][x] = value
             label = f"{value:.2f}" if key == "accuracy" else f"{value:.1f}"
@@ -167,7 +167,10 @@ def _panel(axes: Any, rows: Sequence[Row], lengths: list[int], depths: list[floa
     limits = {"vmin": 0, "vmax": 1} if key == "accuracy" else {"alpha": 0.35}
     image = axes.imshow(grid, aspect="auto", cmap="viridis" if key == "accuracy" else "viridis_r", **limits)
     factors = {row["eval_length"]: row["factor"] for row in rows}
-    ticks = [f"{_tokens(length)}\n{factors[length]:g}x" if length in factors else _tokens(length) for length in lengths]
+    ticks = [
+        f"{short_length(length)}\n{factors[length]:g}x" if length in factors else short_length(length)
+        for length in lengths
+    ]
     axes.set_xticks(range(len(lengths)), ticks, fontsize=8)
     _mark_training_length(axes, lengths, rows[0]["train_length"])
     axes.set_xticks([x - 0.5 for x in range(1, len(lengths))], minor=True)
@@ -185,7 +188,7 @@ def _mark_training_length(axes: Any, lengths: list[int], train_length: int) -> N
     inside = sum(length <= train_length for length in lengths)
     axes.axvline(inside - 0.5, color="black", linewidth=1.6, linestyle="--", clip_on=False)
     axes.annotate(
-        f"trained to {_tokens(train_length)}",
+        f"trained to {short_length(train_length)}",
         (inside - 0.5, 1),
         xycoords=("data", "axes fraction"),
         xytext=(0, 3),
@@ -195,7 +198,7 @@ def _mark_training_length(axes: Any, lengths: list[int], train_length: int) -> N
     )
 
 
-def _colors(backends: Iterable[str]) -> dict[str, str]:
+def colors_of(backends: Iterable[str]) -> dict[str, str]:
     """A colour for each backend, the known ones first."""
     names = set(backends)
     others = zip(sorted(names - set(COLORS)), cycle(OTHER_COLORS), strict=False)
@@ -221,11 +224,11 @@ def _curves(axes: Any, rows: Sequence[Row], colors: dict[str, str]) -> None:
             linewidth=1.8,
             capsize=2.5,
             elinewidth=1,
-            label=_title(backend),
+            label=title(backend),
             zorder=3,
         )
         height = -0.07 - 0.06 * number
-        last = {_missing(row): row["eval_length"] for row in mine if row["accuracy"] is None}
+        last = {missing(row): row["eval_length"] for row in mine if row["accuracy"] is None}
         hollow = [row["eval_length"] for row in mine if row["accuracy"] is None]
         axes.plot(hollow, [height] * len(hollow), "o", markerfacecolor="none", color=color, markersize=5)
         for word, length in last.items():
@@ -242,7 +245,7 @@ def _curves(axes: Any, rows: Sequence[Row], colors: dict[str, str]) -> None:
     lengths = sorted({row["eval_length"] for row in pooled})
     axes.set_xscale("log", base=2)
     axes.set_xticks(
-        lengths, [_tokens(length) for length in lengths], fontsize=8, rotation=45 if len(lengths) > 8 else 0
+        lengths, [short_length(length) for length in lengths], fontsize=8, rotation=45 if len(lengths) > 8 else 0
     )
     axes.minorticks_off()
     for train_length in sorted({row["train_length"] for row in pooled}):
@@ -281,7 +284,7 @@ def _pool_depths(rows: Iterable[Row]) -> list[Row]:
     return pooled
 
 
-def _tokens(length: int) -> str:
+def short_length(length: int) -> str:
     """16,384 -> 16K and 16,384,000 -> 16M, as people say them."""
     for unit, sizes in (("M", (1_024_000, 1 << 20, 1_000_000)), ("K", (1024, 1000))):
         if length >= sizes[-1]:
@@ -290,12 +293,12 @@ def _tokens(length: int) -> str:
     return str(length)
 
 
-def _missing(row: Row) -> str:
+def missing(row: Row) -> str:
     """Why a row has no number, in a word."""
     return "max_length" if (row["reason"] or "").startswith("max_length") else str(row["status"])
 
 
-def _title(backend: str) -> str:
+def title(backend: str) -> str:
     return TITLES.get(backend, backend)
 
 

@@ -27,6 +27,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "gca_lit.provenance": (set(), {"torch"}),
     "gca_lit.requirements": (set(), {"packaging"}),
     "gca_lit.plots": ({"gca_lit.results", "gca_lit.tasks.metrics"}, {"matplotlib"}),
+    "gca_lit.perplexity_report": ({"gca_lit.plots", "gca_lit.results"}, set()),
+    "gca_lit.training_curves": ({"gca_lit.plots"}, set()),
     "gca_lit.scoring": ({"gca_lit.memory.base", "gca_lit.tasks.base"}, {"torch"}),
     "gca_lit.selections": ({"gca_lit.memory.base", "gca_lit.scoring"}, {"torch"}),
     "gca_lit.trace_template": (set(), set()),

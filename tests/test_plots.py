@@ -91,4 +91,4 @@ def test_splits_are_not_pooled(tmp_path, capsys):
     [(500, "500"), (1024, "1K"), (16_384, "16K"), (16_380, "16K"), (16_384_000, "16M"), (1 << 20, "1M"), (9_000, "9K")],
 )
 def test_lengths_as_people_say_them(length, text):
-    assert plots._tokens(length) == text
+    assert plots.short_length(length) == text

@@ -67,7 +67,7 @@ def cases(layouts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> Iterato
 def training_step(decoder: Decoder, rows: int, length: int, device: str) -> Callable[[], Tensor]:
     """A function that makes one optimizer step on the same random row each time, and gives the loss."""
     random = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, VOCABULARY, (rows, length), generator=random).to(device)
+    tokens = torch.randint(0, decoder.vocab_size, (rows, length), generator=random).to(device)
     noise = torch.arange(rows, device=device)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-4, fused=True)
 
@@ -83,32 +83,43 @@ def training_step(decoder: Decoder, rows: int, length: int, device: str) -> Call
     return step
 
 
-def measure(case: Case, tokens: int, device: str, profile: Path | None) -> dict[str, Any]:
-    """Times of one case. Raises ValueError when a row does not fit the step."""
-    if tokens % case.length:
-        raise ValueError(f"--tokens {tokens} is not a multiple of the row length {case.length}")
+def measure(
+    make: Callable[[], Decoder],
+    length: int,
+    tokens: int,
+    device: str,
+    warmup: int = WARMUP,
+    steps: int = STEPS,
+    profile: Path | None = None,
+) -> dict[str, Any]:
+    """Times and memory of training what `make` makes, by steps of `tokens` in rows of `length` text tokens.
+
+    Raises ValueError when rows do not fill a step.
+    """
+    if tokens % length:
+        raise ValueError(f"--tokens {tokens} is not a multiple of the row length {length}")
     torch.manual_seed(0)
     torch._dynamo.reset()
-    decoder = case.decoder().to(device)
+    decoder = make().to(device)
     if device == "cuda":
         decoder.compile_parts()
         torch.cuda.reset_peak_memory_stats()
-    step = training_step(decoder, tokens // case.length, case.length, device)
+    step = training_step(decoder, tokens // length, length, device)
     begun = time.perf_counter()
-    losses = [float(step()) for _ in range(WARMUP)]
-    warmup = time.perf_counter() - begun
-    times = [_milliseconds(step, device) for _ in range(STEPS)]
+    losses = [float(step()) for _ in range(warmup)]
+    warmup_s = time.perf_counter() - begun
+    times = [_milliseconds(step, device) for _ in range(steps)]
     if profile is not None:
         _profile(step, profile)
     ms = statistics.median(times)
     return {
-        "batch": tokens // case.length,
+        "batch": tokens // length,
         "params": sum(p.numel() for p in decoder.parameters()),
         "step_ms": ms,
         "slowest_ms": max(times),
         "tokens_per_s": 1e3 * tokens / ms,
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0,
-        "warmup_s": warmup,
+        "warmup_s": warmup_s,
         "first_loss": losses[0],
     }
 
@@ -132,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         profile = options.output / f"profile_{name}.txt" if options.profile else None
         row = {**common, **vars(case), "note": ""}
         try:
-            row |= measure(case, options.tokens, "cuda", profile)
+            row |= measure(case.decoder, case.length, options.tokens, "cuda", profile=profile)
         except (torch.OutOfMemoryError, ValueError) as error:
             row["note"] = str(error).splitlines()[0]
         print(f"{name}: {row.get('tokens_per_s', 0):,.0f} tokens/s {row['note']}", flush=True)

@@ -14,11 +14,9 @@ import bench_training
 
 def test_both_models_train(monkeypatch, tmp_path):
     monkeypatch.setattr(bench_training, "VOCABULARY", 300)
-    monkeypatch.setattr(bench_training, "WARMUP", 2)
-    monkeypatch.setattr(bench_training, "STEPS", 1)
     for case in bench_training.cases([(2, 1)], [256]):
         small = replace(case, width=16, layers=2)
-        row = bench_training.measure(small, 512, "cpu", None)
+        row = bench_training.measure(small.decoder, small.length, 512, "cpu", warmup=2, steps=1)
         assert row["batch"] == 2 and row["tokens_per_s"] == pytest.approx(512e3 / row["step_ms"])
         bench_training.append(tmp_path / "rows.csv", [vars(small) | row], bench_training.COLUMNS)
     lines = (tmp_path / "rows.csv").read_text().splitlines()
@@ -29,4 +27,4 @@ def test_both_models_train(monkeypatch, tmp_path):
 def test_rows_must_fill_a_step():
     case = next(bench_training.cases([(2, 1)], [256]))
     with pytest.raises(ValueError, match="--tokens 500 is not a multiple of the row length 256"):
-        bench_training.measure(case, 500, "cpu", None)
+        bench_training.measure(case.decoder, case.length, 500, "cpu")

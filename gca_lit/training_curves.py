@@ -1,0 +1,68 @@
+"""Training loss against the tokens seen: `python -m gca_lit.training_curves RUN_DIR... --output PNG`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gca_lit.plots import colors_of, pyplot, title
+
+Points = list[tuple[float, float]]  # tokens seen, loss in nats a token
+
+TOKENS, LOSS = "throughput/tokens_seen", "train_loss"
+
+
+def training_losses(folder: Path) -> Points:
+    """What the CSV files of a run have logged, in order.
+
+    Each start of a run has a file of its own; one that went on from a checkpoint replaces what was logged after that.
+    Raises ValueError when there is nothing.
+    """
+    points: dict[float, float] = {}
+    for path in sorted((folder / "csv").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:])):
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [(row.get(TOKENS), row.get(LOSS)) for row in csv.DictReader(file)]
+        logged = {float(tokens): float(loss) for tokens, loss in rows if tokens and loss}
+        begun = min(logged, default=math.inf)
+        points = {tokens: loss for tokens, loss in points.items() if tokens < begun} | logged
+    if not points:
+        raise ValueError(f"{folder}/csv has no {TOKENS} and {LOSS}: train there with the CSV logger")
+    return sorted(points.items())
+
+
+def draw(losses: Mapping[str, Points], path: str | Path) -> None:
+    """One curve for each run."""
+    plt = pyplot()
+    figure, axes = plt.subplots(layout="constrained", figsize=(6.4, 4.2))
+    colors = colors_of(losses)
+    for run, points in losses.items():
+        tokens, nats = zip(*points, strict=True)
+        axes.plot([n / 1e6 for n in tokens], nats, color=colors[run], label=title(run), linewidth=1.2)
+    axes.set_xlabel("million tokens seen", fontsize=9)
+    axes.set_ylabel("training loss, nats a token", fontsize=9)
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=160)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m gca_lit.training_curves", description="Training loss by tokens.")
+    parser.add_argument("run_dir", nargs="+", type=Path, help="folder of a run, by whose name it is called")
+    parser.add_argument("--output", type=Path, default=Path("training_loss.png"), help="the picture")
+    options = parser.parse_args(arguments)
+    try:
+        losses = {folder.name: training_losses(folder) for folder in options.run_dir}
+    except ValueError as error:
+        parser.error(str(error))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    draw(losses, options.output)
+    print(options.output)
+
+
+if __name__ == "__main__":
+    main()
