@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-POINT = ("split", "task", "placement", "eval_length", "depth", "backend", "window", "k", "checkpoint_sha256", "seed")
+POINT = (
+    *("split", "text", "task", "task_settings", "placement", "eval_length", "depth", "seed"),
+    *("backend", "window", "k", "checkpoint_sha256"),
+)
 
 
 class ResultsFile:
@@ -52,11 +55,11 @@ class ResultsFile:
 
 def latest(rows: Iterable[Row]) -> list[Row]:
     """The last row of every point, in order of first appearance: a later run replaces a partial or skipped row."""
-    found: dict[tuple[Any, ...], Row] = {}
+    found: dict[str, Row] = {}
     for row in rows:
         found[_key(row)] = row
     return list(found.values())
 
 
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in POINT)
+def _key(row: Row) -> str:
+    return json.dumps([row.get(name) for name in POINT], sort_keys=True)

@@ -32,6 +32,8 @@ def test_finished_means_done_for_the_same_point_and_n(tmp_path):
         {"placement": "chunk"},
         {"k": 4},
         {"split": "test"},
+        {"text": "0123456789ab"},
+        {"task_settings": {"keys": 6}},
     ):
         assert not file.finished(POINT | change, 5)
 

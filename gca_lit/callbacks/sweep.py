@@ -64,6 +64,7 @@ class Point:
     def columns(self) -> Row:
         return {
             "task": self.task.name,
+            "task_settings": self.task.settings(),
             "placement": self.placement,
             "factor": self.factor,
             "eval_length": self.length,
@@ -100,6 +101,7 @@ class Sweep:
                 "seed": plan.seed,
                 "segment": plan.segment,
                 "split": split,
+                "text": self.haystack.identity,
             }
 
     def run(self) -> None:

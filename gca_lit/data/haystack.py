@@ -24,6 +24,11 @@ class BookHaystack:
         self.reader = reader
         self.seed = seed
 
+    @property
+    def identity(self) -> str:
+        """The first digits of the fingerprint of the data set's content."""
+        return self.reader.identity[:12]
+
     def take(self, index: int, length: int) -> Tensor:
         """int64 [length], a pure function of (seed, index, length); each index begins at another place."""
         out = np.empty(length, np.int64)

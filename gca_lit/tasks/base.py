@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
@@ -78,6 +79,10 @@ class Task(ABC):
         bound = copy.copy(self)
         bound.seed, bound.encode, bound.align = seed, encode, align
         return bound
+
+    def settings(self) -> dict[str, Any]:
+        """What the constructor was given."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     @property
     def placement(self) -> str:
