@@ -21,16 +21,29 @@ def architecture(attention: AttentionBackend, decoder: DecoderConfig, vocab_size
 
 
 def refuse_other_architecture(saved: dict[str, Any], running: dict[str, Any]) -> None:
-    """Raise ValueError with the differences when the two are not the same; of another backend only its name."""
+    """Raise ValueError with the differences when the two are not the same."""
+    if found := differences(saved, running):
+        raise ValueError("the checkpoint has another architecture; " + "; ".join(found))
+
+
+def differences(saved: dict[str, Any], running: dict[str, Any]) -> list[str]:
+    """What a checkpoint's architecture has otherwise than this run's; of another backend only its name."""
     nothing, backend = "nothing", "attention.backend"
     if saved.get(backend) != running.get(backend):
         saved, running = (
             {k: v for k, v in one.items() if k == backend or not k.startswith("attention.")} for one in (saved, running)
         )
-    different = [
+    return [
         f"{key}: {saved.get(key, nothing)} in the checkpoint, {running.get(key, nothing)} in this run"
         for key in sorted(saved.keys() | running.keys())
         if saved.get(key, nothing) != running.get(key, nothing)
     ]
-    if different:
-        raise ValueError("the checkpoint has another architecture; " + "; ".join(different))
+
+
+def refuse_other_tokenizer(saved: str | None, running: str | None) -> None:
+    """Raise ValueError when both are known and are not the same."""
+    if None not in (saved, running) and saved != running:
+        raise ValueError(
+            f"the checkpoint was trained with tokenizer {saved}, this run has {running}: set data.tokenizer to that "
+            "one, and the data to shards made with it"
+        )

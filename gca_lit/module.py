@@ -11,16 +11,15 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torchmetrics import MeanMetric
 
-from gca_lit.architecture import architecture, refuse_other_architecture
+from gca_lit.architecture import architecture, refuse_other_architecture, refuse_other_tokenizer
 from gca_lit.attention.base import AttentionBackend
-from gca_lit.checkpointing import read_checkpoint
 from gca_lit.memory import ChunkStore, HostStore
 from gca_lit.model import Decoder, DecoderConfig, ModelState, Read, RowLoss, Step, chunked_cross_entropy
 from gca_lit.schedule import Schedule
 from gca_lit.scoring import predictions
+from gca_lit.warm_start import warm_start
 
 _PAPER_SIZE = DecoderConfig()
 _COSINE = Schedule()
@@ -142,11 +141,7 @@ class CausalLM(LightningModule):
 
     def on_fit_start(self) -> None:
         if self.init_from is not None and self.trainer.ckpt_path is None:
-            checkpoint = read_checkpoint(Path(self.init_from))
-            self.on_load_checkpoint(checkpoint)
-            options = StateDictOptions(full_state_dict=True)  # of weights in shards each rank takes its own
-            set_model_state_dict(self, checkpoint["state_dict"], options=options)
-            rank_zero_info(f"weights of {self.init_from}, trained for {checkpoint['global_step']:,} steps")
+            self.train_length = warm_start(self, Path(self.init_from), self.tokenizer, self._architecture())
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self._loss(batch, noise=batch.rows + self._noise_offset())
@@ -194,20 +189,15 @@ class CausalLM(LightningModule):
         checkpoint["gca_lit"] = {
             "train_length": self.train_length,
             "tokenizer": self.tokenizer,
-            "architecture": architecture(self.attention, self.config, self.vocab_size),
+            "architecture": self._architecture(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("gca_lit")
         if saved is None:
             raise ValueError("this checkpoint was not made by gca_lit: it has no record of its architecture")
-        tokenizer = saved.get("tokenizer")
-        if None not in (tokenizer, self.tokenizer) and tokenizer != self.tokenizer:
-            raise ValueError(
-                f"the checkpoint was trained with tokenizer {tokenizer}, this run has {self.tokenizer}: set "
-                "data.tokenizer to that one, and the data to shards made with it"
-            )
-        refuse_other_architecture(saved["architecture"], architecture(self.attention, self.config, self.vocab_size))
+        refuse_other_tokenizer(saved.get("tokenizer"), self.tokenizer)
+        refuse_other_architecture(saved["architecture"], self._architecture())
         self.train_length = saved["train_length"]
 
     @property
@@ -216,6 +206,9 @@ class CausalLM(LightningModule):
             self.configure_model()
         assert self.network is not None
         return self.network
+
+    def _architecture(self) -> dict[str, Any]:
+        return architecture(self.attention, self.config, self.vocab_size)
 
     def _loss(self, batch: Any, noise: Tensor | None = None) -> RowLoss:
         hidden = self._decoder(batch.tokens, documents=batch.documents, noise=noise).hidden
