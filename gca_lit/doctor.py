@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gca_lit import requirements as check
+from gca_lit.host_memory import available_bytes, total_bytes
 from gca_lit.requirements import GPU, Finding, Machine, Software
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,16 +135,12 @@ def look_at_software() -> Software:
 
 
 def look_at_machine(gpus: tuple[GPU, ...]) -> Machine:
-    lines = _text("/proc/meminfo").splitlines()
-    meminfo = {name: int(rest.split()[0]) << 10 for name, _, rest in (entry.partition(":") for entry in lines)}
-    memory = min((m for m in (meminfo.get("MemTotal"), _memory_limit()) if m is not None), default=None)
-    available = meminfo.get("MemAvailable")
     return Machine(
         gpus=gpus,
         driver=_driver(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory=memory,
-        available=min(available, memory) if available is not None and memory is not None else available,
+        memory=total_bytes(),
+        available=available_bytes(),
         shm=shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None,
         locked=_limit(resource.RLIMIT_MEMLOCK),
         infiniband=any(Path("/sys/class/infiniband").glob("*")),
@@ -164,21 +161,9 @@ def find_gpus() -> tuple[GPU, ...]:
     return tuple(found)
 
 
-def _text(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
-
-
 def _limit(which: int) -> int | None:
     soft = resource.getrlimit(which)[0]
     return None if soft == resource.RLIM_INFINITY else soft
-
-
-def _memory_limit() -> int | None:
-    """The smallest memory limit of this process's control groups (version 2)."""
-    found = re.search("^0::/(.*)$", _text("/proc/self/cgroup"), re.MULTILINE)
-    group = Path("/sys/fs/cgroup", found[1] if found else "")
-    limits = [_text(f"{folder}/memory.max").strip() for folder in (group, *group.parents)]
-    return min((int(limit) for limit in limits if limit.isdigit()), default=None)
 
 
 def _driver() -> str | None:

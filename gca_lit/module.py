@@ -159,7 +159,7 @@ class CausalLM(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         nll = self.val_nll.compute()
-        self.log_dict({"val_loss": nll, "val_perplexity": nll.exp()}, prog_bar=True)
+        self.log_dict({"val_loss": nll, "val_perplexity": nll.exp()}, prog_bar=True, sync_dist=True)
         self.val_nll.reset()
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -167,7 +167,7 @@ class CausalLM(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         nll = self.val_nll.compute()
-        self.log_dict({"test_loss": nll, "test_perplexity": nll.exp()})
+        self.log_dict({"test_loss": nll, "test_perplexity": nll.exp()}, sync_dist=True)
         self.val_nll.reset()
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "gca_lit.schedule": (set(), set()),
     "gca_lit.results": (set(), set()),
+    "gca_lit.host_memory": (set(), set()),
     "gca_lit.whole_file": (set(), set()),
     "gca_lit.provenance": (set(), {"torch"}),
     "gca_lit.requirements": (set(), {"packaging"}),
@@ -86,6 +87,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "gca_lit.callbacks": (
         {
             "gca_lit.checkpointing",
+            "gca_lit.host_memory",
             "gca_lit.memory",
             "gca_lit.plots",
             "gca_lit.provenance",

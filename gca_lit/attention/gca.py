@@ -194,9 +194,15 @@ class Retriever(nn.Module):
         self.project = Projection(width, projected, normalize=score == "cosine")
         self.scale: nn.Parameter | float
         if score == "cosine":
-            self.scale = nn.Parameter(torch.tensor(8.0))
+            self.scale = nn.Parameter(torch.tensor([8.0]))  # FSDP divides no plain numbers
         else:
             self.scale = (projected or width) ** -0.5
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(self.norm(x)) * self.scale
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """A scale that was saved as a plain number is taken too."""
+        if (scale := state_dict.get(f"{prefix}scale")) is not None:
+            state_dict[f"{prefix}scale"] = scale.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from gca_lit.host_memory import available_bytes
 
 if TYPE_CHECKING:
     from gca_lit.memory.base import ChunkStore
@@ -16,14 +17,9 @@ SHARE_OF_HOST = 0.8
 
 
 def free_host_bytes() -> int | None:
-    """80 % of the memory that the host has available, or None where the system does not tell."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return None
-    for line in meminfo.read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(int(line.split()[1]) * 1024 * SHARE_OF_HOST)
-    return None
+    """80 % of the memory that this host has available, or None where the system does not tell."""
+    available = available_bytes()
+    return None if available is None else int(available * SHARE_OF_HOST)
 
 
 def device_bytes(device: torch.device) -> int:

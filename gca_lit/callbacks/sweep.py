@@ -121,6 +121,7 @@ class Sweep:
     def _start_length(self) -> None:
         """Give memory back, so that bytes are those of this length alone, and start its budgets."""
         self.store.close()
+        self.trainer.strategy.barrier()  # all ranks of a host have given back theirs
         limit = self.plan.max_host_bytes
         self.host = free_host_bytes() if limit is None else limit
         if self.plan.max_seconds is not None:
