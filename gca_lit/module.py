@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from gca_lit.answers import AnswerCounts
 from gca_lit.architecture import architecture, refuse_other_architecture, refuse_other_tokenizer
 from gca_lit.attention.base import AttentionBackend
 from gca_lit.memory import ChunkStore, HostStore
@@ -72,7 +73,7 @@ class CausalLM(LightningModule):
         """The longest row, in text tokens, that the weights were trained on; kept in checkpoints."""
         self.network: Decoder | None = None
         self.val_nll = MeanMetric()
-        self._answers: dict[int, Tensor] = {}
+        self._answers = AnswerCounts()
 
     def configure_model(self) -> None:
         """Build the network, once, and say what it is. A seed gives the same weights on every device."""
@@ -84,12 +85,7 @@ class CausalLM(LightningModule):
         if self.compiled:
             self.network.compile_parts()
         if self.device_mesh is not None:
-            if (ranks := self.device_mesh["data_parallel"].size()) < self.device_mesh.size():
-                raise ValueError(
-                    f"ModelParallelStrategy would divide rows over {ranks} of {self.device_mesh.size()} processes: set "
-                    f"data_parallel_size to {self.device_mesh.size()} and tensor_parallel_size to 1"
-                )
-            self.network.shard_parts(self.device_mesh["data_parallel"])
+            self.network.shard_parts(self.device_mesh)
         about = self.describe()
         said = f"{about['backend']}: {about['params']:,} parameters, "
         said += f"{about['kv_bytes_per_token']:,} bytes of K/V per token"
@@ -134,10 +130,7 @@ class CausalLM(LightningModule):
 
     def take_answer_counts(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Of each task, (tokens predicted right, tokens scored) in training rows since the last call."""
-        names = self.trainer.datamodule.task_names  # type: ignore[attr-defined]
-        taken = {names[task]: (pair[0], pair[1]) for task, pair in self._answers.items() if task >= 0}
-        self._answers = {}
-        return taken
+        return self._answers.take(self.trainer.datamodule.task_names)  # type: ignore[attr-defined]
 
     def on_fit_start(self) -> None:
         if self.init_from is not None and self.trainer.ckpt_path is None:
@@ -146,7 +139,7 @@ class CausalLM(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self._loss(batch, noise=batch.rows + self._noise_offset())
         self.train_length = max(self.train_length, batch.tokens.shape[1])
-        self._count_answers(batch.task, loss)
+        self._answers.add(batch.task, loss, len(self.trainer.datamodule.task_names))  # type: ignore[attr-defined]
         mean = loss.mean()
         self.log("train_loss", mean, prog_bar=True)
         self.log("train_accuracy", loss.correct.sum() / loss.count.sum().clamp(min=1), prog_bar=True)
@@ -158,17 +151,13 @@ class CausalLM(LightningModule):
         self.val_nll.update(loss.nll.sum() / loss.count.sum().clamp(min=1), loss.count.sum())
 
     def on_validation_epoch_end(self) -> None:
-        nll = self.val_nll.compute()
-        self.log_dict({"val_loss": nll, "val_perplexity": nll.exp()}, prog_bar=True, sync_dist=True)
-        self.val_nll.reset()
+        self._log_nll("val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        nll = self.val_nll.compute()
-        self.log_dict({"test_loss": nll, "test_perplexity": nll.exp()}, sync_dist=True)
-        self.val_nll.reset()
+        self._log_nll("test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
         decode = self.trainer.datamodule.tokenizer.decode  # type: ignore[attr-defined]
@@ -214,17 +203,15 @@ class CausalLM(LightningModule):
         hidden = self._decoder(batch.tokens, documents=batch.documents, noise=noise).hidden
         return chunked_cross_entropy(self._decoder.token_loss, hidden, batch.targets)
 
+    def _log_nll(self, split: str) -> None:
+        nll = self.val_nll.compute()
+        self.log_dict({f"{split}_loss": nll, f"{split}_perplexity": nll.exp()}, prog_bar=True, sync_dist=True)
+        self.val_nll.reset()
+
     def _noise_offset(self) -> int:
         """Moves row numbers, so that another seed of the data draws other noise."""
         seed = self.trainer.datamodule.seed  # type: ignore[attr-defined]
         return (seed * 0x9E3779B97F4A7C15) % (1 << 62)
-
-    def _count_answers(self, task: Tensor, loss: RowLoss) -> None:
-        """Add up per task, without waiting for the device."""
-        for number in range(len(self.trainer.datamodule.task_names)):  # type: ignore[attr-defined]
-            mine = task == number
-            pair = torch.stack(((loss.correct * mine).sum(), (loss.count * mine).sum()))
-            self._answers[number] = self._answers.get(number, 0) + pair
 
     def _kv_itemsize(self) -> int:
         if self.config.kv_dtype is not None:

@@ -39,8 +39,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"torch"},
     ),
     "gca_lit.architecture": ({"gca_lit.attention.base", "gca_lit.model"}, set()),
+    "gca_lit.answers": ({"gca_lit.model"}, {"torch"}),
     "gca_lit.module": (
         {
+            "gca_lit.answers",
             "gca_lit.architecture",
             "gca_lit.attention.base",
             "gca_lit.memory",

@@ -124,7 +124,16 @@ class Decoder(nn.Module):
         )
 
     def shard_parts(self, mesh: DeviceMesh) -> None:
-        """Divide the weights over `mesh` (FSDP2): each layer and the chunk encoder is gathered when it runs."""
+        """Divide the weights over `mesh` (FSDP2): each layer and the chunk encoder is gathered when it runs.
+
+        Raises ValueError for a mesh that divides anything else than rows.
+        """
+        if (ranks := mesh["data_parallel"].size()) < mesh.size():
+            raise ValueError(
+                f"ModelParallelStrategy would divide rows over {ranks} of {mesh.size()} processes: set "
+                f"data_parallel_size to {mesh.size()} and tensor_parallel_size to 1"
+            )
+        mesh = mesh["data_parallel"]
         for part in self._parts():
             fully_shard(part, mesh=mesh)
         fully_shard(self, mesh=mesh)
