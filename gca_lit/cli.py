@@ -67,13 +67,12 @@ def main(args: list[str] | None = None) -> None:
     begun = Begun()
     try:
         CLI(begun, args)
-    except (NotSaved, RuntimeError) as error:
-        message = str(error) if isinstance(error, NotSaved) else dead_worker(error)
-        if os.environ.get(TRACEBACK) or message is None:
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
             raise
-        _end(message, 1, error)
-    except MISTAKES as error:
-        if os.environ.get(TRACEBACK) or begun.at_work:
+        if message := _lost(error):
+            _end(message, 1, error)
+        if begun.at_work or not isinstance(error, MISTAKES):
             raise
         _end(str(error), 2, error)
 
@@ -234,6 +233,20 @@ def _in_utf_8() -> None:
     encoding = codecs.lookup(locale.getencoding()).name
     if encoding != "utf-8" and not sys.flags.utf8_mode and os.environ.get("PYTHONUTF8") != "1":
         os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONUTF8": "1"})
+
+
+def _lost(error: BaseException | None) -> str | None:
+    """What to say of a full disk or a dead data-loader worker, None for other errors.
+
+    The death of a worker is raised wherever training is, and code there may make it an error of its own.
+    """
+    while error is not None:
+        if isinstance(error, NotSaved):
+            return str(error)
+        if isinstance(error, RuntimeError) and (death := dead_worker(error)):
+            return death
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _end(message: str, code: int, error: Exception) -> NoReturn:

@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run_dir", nargs="+", type=Path, help="folder of a run, by whose name it is called")
     parser.add_argument("--output", type=Path, default=Path("training_loss.png"), help="the picture")
     options = parser.parse_args(arguments)
+    if options.output.suffix not in (".png", ".pdf", ".svg"):
+        parser.error(f"--output {options.output} must end in .png, .pdf or .svg")
     try:
         losses = {folder.name: training_losses(folder) for folder in options.run_dir}
     except ValueError as error:

@@ -30,11 +30,10 @@ def warm_start(model: LightningModule, path: Path, tokenizer: str | None, archit
     saved, weights = checkpoint["gca_lit"], checkpoint["state_dict"]
     refuse_other_tokenizer(saved.get("tokenizer"), tokenizer)
     told = "; ".join(differences(saved["architecture"], architecture))
+    if {name: w.numel() for name, w in weights.items()} != {name: w.numel() for name, w in model.state_dict().items()}:
+        raise ValueError(f"the weights of {path} do not fit this model; {told}")
     options = StateDictOptions(full_state_dict=True)  # of weights in shards each rank takes its own
-    try:
-        set_model_state_dict(model, weights, options=options)
-    except RuntimeError as error:
-        raise ValueError(f"the weights of {path} do not fit this model; {told or error}") from error
+    set_model_state_dict(model, weights, options=options)
     rank_zero_info(f"weights of {path}, trained for {checkpoint['global_step']:,} steps")
     if told:
         rank_zero_warn(f"the weights of {path} were trained with other settings; {told}")

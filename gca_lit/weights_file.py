@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def write_weights(checkpoint: dict[str, Any], path: Path, dtype: torch.dtype) ->
             shared[name] = twin
         else:
             tensors[name] = tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-    about = checkpoint[ABOUT] | {"global_step": checkpoint["global_step"], "shared": shared}
+    checks = {name: _crc32(tensor) for name, tensor in tensors.items()}
+    about = checkpoint[ABOUT] | {"global_step": checkpoint["global_step"], "shared": shared, "crc32": checks}
     with WholeFile(path) as file:
         file.write(save(tensors, metadata={ABOUT: json.dumps(about)}))
 
@@ -47,10 +49,17 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise ValueError(f"not a whole .safetensors file: {error}") from error
     if about is None:
         raise ValueError("it was not written by gca_lit: it has no record of its architecture")
+    checks = about.pop("crc32", {})  # the first files had none
+    if damaged := [name for name, check in checks.items() if name not in weights or _crc32(weights[name]) != check]:
+        raise ValueError(f"{', '.join(damaged)} is not what was written")
     weights = {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
     weights |= {name: weights[twin] for name, twin in about.pop("shared").items()}
     step = about.pop("global_step")
-    return {"state_dict": weights, ABOUT: about, "global_step": step, "epoch": 0}
+    return {"state_dict": weights, ABOUT: about, "global_step": step, "epoch": 0, "callbacks": {}}
+
+
+def _crc32(tensor: torch.Tensor) -> int:
+    return zlib.crc32(tensor.cpu().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

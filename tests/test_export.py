@@ -60,6 +60,13 @@ def test_damaged_and_foreign_files_are_named(checkpoint: Path, tmp_path: Path) -
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ValueError, match=rf"{file}.*damaged"):
         check_checkpoint(file)
+    whole = tmp_path / "whole.safetensors"
+    main([str(checkpoint), "--output", str(whole)])
+    content = bytearray(whole.read_bytes())
+    content[-5] ^= 1
+    whole.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{whole}.*is not what was written"):
+        check_checkpoint(whole)
     foreign = tmp_path / "foreign.safetensors"
     save_file({"w": torch.rand(3)}, foreign)
     with pytest.raises(ValueError, match=rf"{foreign}.*not written by gca_lit"):

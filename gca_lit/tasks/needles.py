@@ -25,7 +25,7 @@ class KeyedNeedles(NeedleTask):
         needles_per_row: int | None,
     ) -> None:
         super().__init__(needle, question, prompt, keys, 1, every, near, needles_per_row)
-        self.key_letters, self.digits = key_letters, digits
+        self.keys, self.key_letters, self.digits = keys, key_letters, digits
 
     def draw(self, rng: Random, chains: int) -> list[Fact]:
         names = draw_names(rng, chains, self.key_letters)

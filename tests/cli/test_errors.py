@@ -141,3 +141,18 @@ def test_training_cannot_go_on_from_weights_alone(refused, tiny, run_dir):
     write_weights({"state_dict": {"w": torch.rand(3)}, "gca_lit": {}, "global_step": 1}, file, torch.float32)
     said = refused("fit", "--config", tiny, "--ckpt_path", str(file))
     assert str(file) in said and "model.init_from" in said
+
+
+def test_a_dead_worker_is_told_whatever_hides_it(tiny, monkeypatch, capsys):
+    """Its death is raised wherever training is, there inside of code that raises an error of its own instead."""
+
+    def die(*_):
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        except RuntimeError as error:
+            raise TypeError("unsupported callable") from error
+
+    monkeypatch.setattr(CausalLM, "training_step", die)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", tiny])
+    assert stop.value.code == 1 and "data-loader worker with pid 7 is killed" in capsys.readouterr().err

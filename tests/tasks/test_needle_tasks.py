@@ -282,6 +282,14 @@ def test_the_shortest_length_fits_whatever_is_drawn(kind, align, depth):
         task.episode(task.min_length(), index, LETTERS, depth)
 
 
+@every_task
+def test_settings_make_the_same_task(kind):
+    task = kind(every=3).bind(2, encode, C)
+    again = kind(**task.settings()).bind(2, encode, C)
+    assert task.settings()["every"] == 3
+    assert digest(again.row(600, 1, LETTERS.take(1, 600))) == digest(task.row(600, 1, LETTERS.take(1, 600)))
+
+
 def test_bind_leaves_the_original_alone():
     task = MultiKey()
     bound = task.bind(3, encode, C)
