@@ -54,7 +54,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
         return f"name a subcommand: {found[1].replace(',', ', ')}"
     if found := re.search(r"arguments are required: (.*)", message):
         own = "prompt" in found[1]  # which no file has
-        hint = "name them as flags" if own else "--config configs/base.yaml has all of them"
+        there = "--config configs/base.yaml has all of them; an overlay of an experiment names its own in its first line"
+        hint = "name them as flags" if own else there
         return f"these settings are missing: {found[1]}; {hint}"
     if found := re.search(r"(?:Got|Given) value: (.*)", message):
         expected = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)

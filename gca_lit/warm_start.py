@@ -26,7 +26,10 @@ def warm_start(model: LightningModule, path: Path, tokenizer: str | None, archit
 
     Raises FileNotFoundError or ValueError for a file that is no whole checkpoint, and for weights that do not fit.
     """
-    checkpoint = read_checkpoint(path)
+    try:
+        checkpoint = read_checkpoint(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"model.init_from: {error}") from error
     saved, weights = checkpoint["gca_lit"], checkpoint["state_dict"]
     refuse_other_tokenizer(saved.get("tokenizer"), tokenizer)
     told = "; ".join(differences(saved["architecture"], architecture))

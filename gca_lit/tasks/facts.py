@@ -47,7 +47,7 @@ def draw_words(rng: Random, count: int, taken: Sequence[str] = ()) -> list[str]:
     """`count` different English words, a space before each, none of them `taken`."""
     free = [spaced for word in ENGLISH if (spaced := f" {word}") not in {*taken}]
     if count > len(free):
-        raise ValueError(f"{count} needles need as many different words, there are {len(free)}.")
+        raise ValueError(f"{count} needles need as many different words, there are {len(free)}: use fewer needles")
     return rng.sample(free, count)
 
 
@@ -60,8 +60,11 @@ def most_tokens(encode: Callable[[str], list[int]], pieces: Iterable[str]) -> in
 
 def _draw_strings(rng: Random, count: int, alphabet: str, size: int) -> list[str]:
     if not 1 <= size <= 12:
-        raise ValueError(f"Numbers and names must have 1 to 12 digits or letters, not {size}.")
+        raise ValueError(f"digits and key_letters must be 1 to 12, not {size}")
     base = len(alphabet)
     if count > base**size:
-        raise ValueError(f"{count} needles need as many different words, {size} digits or letters give {base**size}.")
+        raise ValueError(
+            f"{count} needles need as many different words, {size} digits or letters give {base**size}: use more "
+            "digits or key_letters, or fewer needles"
+        )
     return ["".join(alphabet[n // base**i % base] for i in range(size)) for n in rng.sample(range(base**size), count)]

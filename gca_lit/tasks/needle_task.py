@@ -98,6 +98,10 @@ class NeedleTask(Task):
     def bind(self, seed: int, encode: Encode, align: int | None) -> Self:
         bound = super().bind(seed, encode, align)
         bound.__dict__.pop("sizes", None)  # another encode, other sizes
+        try:
+            self.draw(Random(0), max(self.chains, (self.needles_per_row or 0) // self.hops))
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
         if align is not None and bound.sizes.answer > align:
             raise ValueError(
                 f"{self.name}: prompt and answer take up to {bound.sizes.answer} tokens, more than a chunk of {align}; "
