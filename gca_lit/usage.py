@@ -54,7 +54,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
         return f"name a subcommand: {found[1].replace(',', ', ')}"
     if found := re.search(r"arguments are required: (.*)", message):
         own = "prompt" in found[1]  # which no file has
-        there = "--config configs/base.yaml has all of them; an overlay of an experiment names its own in its first line"
+        there = "--config configs/base.yaml has all of them; an overlay names its own in its first line"
         hint = "name them as flags" if own else there
         return f"these settings are missing: {found[1]}; {hint}"
     if found := re.search(r"(?:Got|Given) value: (.*)", message):
