@@ -13,10 +13,10 @@ import torch
 import yaml
 from jsonargparse import set_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from gca_lit import requirements as check
 from gca_lit.callbacks.budget import SHARE_OF_HOST, shortage
+from gca_lit.callbacks.occasions import sharded
 from gca_lit.cli import CLI, MISTAKES, Begun
 from gca_lit.data.shards import read_manifest
 from gca_lit.data.stream import PREFETCH
@@ -120,7 +120,7 @@ def find_needs(cli: Any, length: int | None, machine: Machine) -> Needs:
     return Needs(
         device=device.type,
         ranks=ranks,
-        shards=trainer.world_size if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy) else 1,
+        shards=trainer.world_size if sharded(trainer) else 1,
         precision=trainer.precision,
         impl=getattr(model.attention, "impl", None),
         weights=sum(parameter.nbytes for parameter in model.parameters()),

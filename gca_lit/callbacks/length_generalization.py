@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import LightningModule, Trainer
 
+from gca_lit.callbacks.occasions import AtEvaluation
 from gca_lit.callbacks.sweep import Plan, Sweep
 from gca_lit.memory.base import ChunkStore
 from gca_lit.memory.host_store import HostStore
 
 
-class LengthGeneralization(Callback):
+class LengthGeneralization(AtEvaluation):
     """Evaluate tasks at multiples of the training length, inside validate, test and, if asked for, fit.
 
     Rows are appended to `output` in the trainer's default_root_dir. A point that is already done for the same
@@ -57,6 +57,7 @@ class LengthGeneralization(Callback):
         output: str = "length_generalization.jsonl",
         enabled: bool = True,
     ) -> None:
+        super().__init__(during_fit_every)
         if not factors or min(factors) <= 0:
             raise ValueError(f"LengthGeneralization: factors must be positive numbers, got {list(factors)}")
         if min(start for start, _ in episodes) > min(factors):
@@ -77,37 +78,18 @@ class LengthGeneralization(Callback):
             output=output,
         )
         self.store = HostStore() if store is None else store
-        self.during_fit_every = during_fit_every
         self.enabled = enabled
-        self._validations = 0
-        self._loaded_step: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse tasks and placements that the data do not have, before anything runs."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        evaluates = stage in ("validate", "test") or (stage == "fit" and self.during_fit_every is not None)
-        if self.enabled and evaluates and data is not None:
+        if self.enabled and self.works_in(stage) and data is not None:
             for placement in self.plan.placements:
                 self.plan.tasks_at(data, placement)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._loaded_step = checkpoint.get("global_step")
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._validations += 1
-            if self.during_fit_every is None or self._validations % self.during_fit_every:
-                return
-        self._run(trainer, pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run(trainer, pl_module, "test")
-
-    def _run(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+    def run(self, trainer: Trainer, model: Any, split: str) -> None:
         if self.enabled:
-            Sweep(self.plan, trainer, pl_module, self.store, split, self._loaded_step).run()
+            Sweep(self.plan, trainer, model, self.store, split, self.loaded_step).run()
 
 
 def _depths(depths: list[float] | int | None) -> list[float | None]:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
+from gca_lit.callbacks.occasions import EverySteps
 from gca_lit.callbacks.samples import evaluating
 from gca_lit.callbacks.tally import Tally
 from gca_lit.memory.base import ChunkStore
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gca_lit.tasks.base import Episode, Task
 
 
-class RetrievalProbe(Callback):
+class RetrievalProbe(EverySteps):
     """Scores a batch of episodes of each needle task in training, hidden in the training text, with aligned questions.
 
     Logged of each task, and printed in one line for all: `probe/TASK/accuracy` (exact match), and for a backend with
@@ -50,13 +50,13 @@ class RetrievalProbe(Callback):
         length: int | None = None,
         segment: int = 16_384,
     ) -> None:
-        for name, value in {"every_n_steps": every_n_steps, "episodes": episodes, "segment": segment}.items():
+        super().__init__(every_n_steps)
+        for name, value in {"episodes": episodes, "segment": segment}.items():
             if value < 1:
                 raise ValueError(f"RetrievalProbe: {name} must be at least 1, got {value}")
-        self.every_n_steps, self.episodes, self.tasks = every_n_steps, episodes, tasks
+        self.episodes, self.tasks = episodes, tasks
         self.seed, self.length, self.segment = seed, length, segment
         self.store: ChunkStore = HostStore()
-        self._last = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse tasks that the data do not have, and a length that no task or the attention cannot take."""
@@ -68,18 +68,7 @@ class RetrievalProbe(Callback):
             limit = f"at least {shortest:,}" + (f" and at most {longest:,}" if longest else "")
             raise ValueError(f"RetrievalProbe: length must be {limit} tokens, got {self.length:,}")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        step = trainer.global_step
-        if step == self._last or step % self.every_n_steps:
-            return
-        self._last = step  # with accumulated gradients several batches end at a step
-        if trainer.is_global_zero or isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
-            self._run(trainer, pl_module, step)
-
-    def _run(self, trainer: Trainer, model: Any, step: int) -> None:
+    def run(self, trainer: Trainer, model: Any, step: int) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         length, device = self.length or data.stage_length, trainer.strategy.root_device
         haystack = data.haystack("train", self.seed)

@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from gca_lit import trace_page
 from gca_lit.callbacks.figures import show
+from gca_lit.callbacks.occasions import AtEvaluation, sharded
 from gca_lit.callbacks.rows import shared_columns
 from gca_lit.memory.base import ChunkStore
 from gca_lit.memory.host_store import HostStore
 from gca_lit.selections import refuse_without_retrieval, trace
 
 
-class RetrievalTrace(Callback):
+class RetrievalTrace(AtEvaluation):
     """Writes `retrieval_trace/step=N.html` in the trainer's default_root_dir, and a .json and .png beside it.
 
     It runs in validate and, if asked for, inside fit; rank 0 runs it, with sharded weights all ranks together. A
@@ -41,45 +40,31 @@ class RetrievalTrace(Callback):
         segment: int = 16_384,
         store: ChunkStore | None = None,
     ) -> None:
-        least = {"length": length, "during_fit_every": during_fit_every, "segment": segment}
-        for name, value in least.items():
+        super().__init__(during_fit_every)
+        for name, value in {"length": length, "segment": segment}.items():
             if value is not None and value < 1:
                 raise ValueError(f"RetrievalTrace: {name} must be at least 1, got {value}")
         if document < 0:
             raise ValueError(f"RetrievalTrace: document must be at least 0, got {document}")
         self.document, self.length, self.segment = document, length, segment
-        self.during_fit_every = during_fit_every
         self.store = HostStore() if store is None else store
-        self._validations = 0
-        self._loaded_step: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a backend or a document that cannot be traced."""
-        if stage == "validate" or (stage == "fit" and self.during_fit_every is not None):
+        if self.works_in(stage) and stage != "test":
             refuse_without_retrieval(pl_module)
             self._tokens(trainer)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._loaded_step = checkpoint.get("global_step")
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
+    def run(self, trainer: Trainer, model: Any, split: str) -> None:
+        if split == "test" or not (trainer.is_global_zero or sharded(trainer)):
             return
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._validations += 1
-            if self.during_fit_every is None or self._validations % self.during_fit_every:
-                return
-        if trainer.is_global_zero or isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
-            self._run(trainer, pl_module)
-
-    def _run(self, trainer: Trainer, model: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         tokens = self._tokens(trainer).to(trainer.strategy.root_device)
         with trainer.precision_plugin.val_step_context():
             found = trace(model, tokens, data.tokenizer.decode, self.segment, self.store)
         self.store.close()
         if trainer.is_global_zero:
-            about = shared_columns(trainer, model, data, self._loaded_step)
+            about = shared_columns(trainer, model, data, self.loaded_step)
             page = Path(trainer.default_root_dir) / "retrieval_trace" / f"step={about['global_step']}.html"
             trace_page.save(found, f"document {self.document} of the validation split", about, page)
             show(trainer, "retrieval_trace", page.with_suffix(".png"), about["global_step"])

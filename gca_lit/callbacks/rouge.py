@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torchmetrics.functional.text.rouge import rouge_score
 
+from gca_lit.callbacks.occasions import AtEvaluation, sharded
 from gca_lit.generation import Sampling, check_length, generate, read
 from gca_lit.memory.base import ChunkStore
 from gca_lit.memory.host_store import HostStore
@@ -21,7 +20,7 @@ from gca_lit.results import ResultsFile
 KEYS = ("rouge1", "rouge2", "rougeL")
 
 
-class Rouge(Callback):
+class Rouge(AtEvaluation):
     """Generates the targets of data.pairs greedily and compares them with the references, in validate, test and fit.
 
     Logs val_rouge1, val_rouge2 and val_rougeL (test_... in test): F-measures, the mean over the pairs. A line of
@@ -48,43 +47,28 @@ class Rouge(Callback):
         segment: int = 16_384,
         output: str = "rouge.jsonl",
     ) -> None:
-        settings = {"pairs": pairs, "max_new_tokens": max_new_tokens, "during_fit_every": during_fit_every}
-        for name, value in (settings | {"segment": segment}).items():
+        super().__init__(during_fit_every)
+        for name, value in {"pairs": pairs, "max_new_tokens": max_new_tokens, "segment": segment}.items():
             if value is not None and value < 1:
                 raise ValueError(f"Rouge: {name} must be at least 1, got {value}")
         if stemmer and find_spec("nltk") is None:
             raise ModuleNotFoundError("Rouge: stemmer needs the package nltk: pip install nltk, or set it to false")
-        self.pairs, self.stemmer, self.during_fit_every = pairs, stemmer, during_fit_every
-        self.segment, self.output = segment, output
+        self.pairs, self.stemmer, self.segment, self.output = pairs, stemmer, segment, output
         self.sampling = Sampling(max_new_tokens, temperature=0)
         self.store: ChunkStore = HostStore()
-        self._validations = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse pairs that are not there or too long for the attention, before anything runs."""
-        if stage == "test" or stage == "validate" or (stage == "fit" and self.during_fit_every is not None):
+        if self.works_in(stage):
             pairs = self._pairs(trainer, "test" if stage == "test" else "val")
             check_length(pl_module, pairs.longest_prompt, self.sampling)  # type: ignore[arg-type]
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._validations += 1
-            if self.during_fit_every is None or self._validations % self.during_fit_every:
-                return
-        self._run(trainer, pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run(trainer, pl_module, "test")
 
     def _pairs(self, trainer: Trainer, split: str) -> Any:
         return trainer.datamodule.pairs(split)  # type: ignore[attr-defined]
 
-    def _run(self, trainer: Trainer, model: LightningModule, split: str) -> None:
+    def run(self, trainer: Trainer, model: Any, split: str) -> None:
         pairs = self._pairs(trainer, split)
-        sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
-        rank, ranks = (0, 1) if sharded else (trainer.global_rank, trainer.world_size)
+        rank, ranks = (0, 1) if sharded(trainer) else (trainer.global_rank, trainer.world_size)
         count = len(pairs) if self.pairs is None else min(self.pairs, len(pairs))
         with trainer.precision_plugin.val_step_context():
             rows = [self._row(trainer, model, pairs, number) for number in range(rank, count, ranks)]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
+from gca_lit.callbacks.occasions import EverySteps
 from gca_lit.generation import Sampling, check_length, generate, read
 from gca_lit.memory.base import ChunkStore
 from gca_lit.memory.host_store import HostStore
@@ -21,7 +21,7 @@ SEGMENT = 16_384
 """Text tokens of a prompt in one forward."""
 
 
-class Samples(Callback):
+class Samples(EverySteps):
     """Continues prompts greedily in training, to `output` in the trainer's default_root_dir and to TensorBoard.
 
     A line has step, prompt and text, the continuation, which ends before the end of a document. A run that goes on from
@@ -38,31 +38,22 @@ class Samples(Callback):
     def __init__(
         self, every_n_steps: int, prompts: Sequence[str], max_new_tokens: int = 64, output: str = "samples.jsonl"
     ) -> None:
-        for name, value in {"every_n_steps": every_n_steps, "max_new_tokens": max_new_tokens}.items():
-            if value < 1:
-                raise ValueError(f"Samples: {name} must be at least 1, got {value}")
+        super().__init__(every_n_steps)
+        if max_new_tokens < 1:
+            raise ValueError(f"Samples: max_new_tokens must be at least 1, got {max_new_tokens}")
         if isinstance(prompts, str) or not prompts or not all(prompts):
             raise ValueError(f"Samples: prompts must be a list of texts that are not empty, got {prompts!r}")
-        self.every_n_steps, self.prompts, self.output = every_n_steps, list(prompts), output
+        self.prompts, self.output = list(prompts), output
         self.sampling = Sampling(max_new_tokens, temperature=0)
         self.store: ChunkStore = HostStore()
-        self._last = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         for prompt in self.prompts:
             check_length(pl_module, len(tokenizer.encode(prompt)), self.sampling)  # type: ignore[arg-type]
-        self._last = trainer.global_step
+        super().on_train_start(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        step = trainer.global_step
-        if step == self._last or step % self.every_n_steps:
-            return
-        self._last = step  # with accumulated gradients several batches end at a step
-        if trainer.is_global_zero or isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
-            self._run(trainer, pl_module, step)
-
-    def _run(self, trainer: Trainer, model: Any, step: int) -> None:
+    def run(self, trainer: Trainer, model: Any, step: int) -> None:
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         texts = []
         with evaluating(model), trainer.precision_plugin.val_step_context():

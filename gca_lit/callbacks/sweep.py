@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from gca_lit import plots
 from gca_lit.callbacks.budget import GIB, device_bytes, free_host_bytes, shortage
 from gca_lit.callbacks.figures import show
+from gca_lit.callbacks.occasions import sharded
 from gca_lit.callbacks.rows import shared_columns, summary
 from gca_lit.callbacks.tally import Tally
 from gca_lit.results import ResultsFile, Row, latest
@@ -88,8 +88,7 @@ class Sweep:
         self.haystack = self.data.haystack(split, plan.seed)
         self.train_length: int = model.train_length or self.data.train_length
         self.device = trainer.strategy.root_device
-        sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
-        self.rank, self.ranks = (0, 1) if sharded else (trainer.global_rank, trainer.world_size)
+        self.rank, self.ranks = (0, 1) if sharded(trainer) else (trainer.global_rank, trainer.world_size)
         self.deadline = math.inf
         self.host: int | None = None
         self.path = Path(trainer.default_root_dir) / plan.output
