@@ -49,7 +49,7 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise ValueError(f"not a whole .safetensors file: {error}") from error
     if about is None:
         raise ValueError("it was not written by gca_lit: it has no record of its architecture")
-    checks = about.pop("crc32", {})  # the first files had none
+    checks = about.pop("crc32", {})  # a file may have none
     if damaged := [name for name, check in checks.items() if name not in weights or _crc32(weights[name]) != check]:
         raise ValueError(f"{', '.join(damaged)} is not what was written")
     weights = {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}

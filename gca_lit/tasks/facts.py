@@ -45,7 +45,8 @@ def draw_values(rng: Random, count: int, digits: int | None, names: Sequence[str
 
 def draw_words(rng: Random, count: int, taken: Sequence[str] = ()) -> list[str]:
     """`count` different English words, a space before each, none of them `taken`."""
-    free = [spaced for word in ENGLISH if (spaced := f" {word}") not in {*taken}]
+    used = set(taken)
+    free = [spaced for word in ENGLISH if (spaced := f" {word}") not in used]
     if count > len(free):
         raise ValueError(f"{count} needles need as many different words, there are {len(free)}: use fewer needles")
     return rng.sample(free, count)
