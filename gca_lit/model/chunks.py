@@ -150,13 +150,15 @@ class EncoderLayer(nn.Module):
     def __init__(self, dims: Dims, mlp_width: int) -> None:
         super().__init__()
         self.norm = RMSNorm(dims.width)
-        self.qkv = QKV(dims.width, dims.heads, dims.heads, dims.head_width, dims.qk_norm)
+        self.qkv = QKV(dims.width, dims.heads, dims.kv_heads, dims.head_width, dims.qk_norm)
         self.out = nn.Linear(dims.width, dims.width, bias=False)
         self.mlp_norm = RMSNorm(dims.width)
         self.mlp = SwiGLU(dims.width, mlp_width)
 
     def forward(self, x: Tensor, turn: Rotation) -> Tensor:
         q, k, v = self.qkv(self.norm(x), turn)
-        mixed = nn.functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        mixed = nn.functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), enable_gqa=q.shape[2] != k.shape[2]
+        )
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         return x + self.mlp(self.mlp_norm(x))
