@@ -39,13 +39,13 @@ def test_a_far_token_moves_only_what_read_its_chunk():
     """Token 0 is in the windows of rows of chunks 0 and 1. Beyond all windows a chunk moves only if a selection that
     serves it, or a chunk in its window, holds one of the two."""
     model = decoder(gca(top_k=2, window=12, lower_layers=1), layers=2)
-    ids = tokens(80)
+    ids = tokens(240)
     changed = ids.clone()
     changed[:, 0] = (changed[:, 0] + 1) % 50
     before, after = model(ids), model(changed)
-    moved = (before.hidden != after.hidden).any(-1).view(2, 16, 5).any(-1)
+    moved = (before.hidden != after.hidden).any(-1).view(2, 48, 5).any(-1)
     holds = [((s.ids == 0) | (s.ids == 1)).any(-1) for s in (before.selections[0], after.selections[0])]
-    read = (holds[0] | holds[1])[:, :16]
-    untouched = [(b, c) for b in range(2) for c in range(6, 16) if not read[b, c - 2 : c + 1].any()]
+    read = (holds[0] | holds[1])[:, :48]
+    untouched = [(b, c) for b in range(2) for c in range(6, 48) if not read[b, c - 2 : c + 1].any()]
     assert untouched and not any(moved[b, c] for b, c in untouched)
     assert moved[:, 6:][read[:, 6:]].all()
