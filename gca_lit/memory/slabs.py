@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from gca_lit.memory.ahead import MadeAhead
 
 
 class ChunkSlabs:
@@ -16,16 +20,23 @@ class ChunkSlabs:
         like: K of some chunks [B, n, C, J, D]: batch size, shape and dtype of everything to come.
         device: where the slabs live.
         slab_bytes: upper bound of the size of a slab (one chunk at least).
-        pin: page-lock the slabs, for asynchronous copies.
+        pin: page-lock the slabs, for asynchronous copies. This takes long: from the second slab on the next one is
+            made ahead, in a thread.
+        most: slabs that are ever needed at once, none is made beyond them; None for any number.
     """
 
-    def __init__(self, like: Tensor, device: torch.device, slab_bytes: int, pin: bool = False) -> None:
+    def __init__(
+        self, like: Tensor, device: torch.device, slab_bytes: int, pin: bool = False, most: int | None = None
+    ) -> None:
         self.signature = _signature(like)
         self.batch_size, self.shape, self.dtype = like.shape[0], tuple(like.shape[2:]), like.dtype
         self.width = 2 * like.shape[2:].numel()
         self.row_bytes = self.width * self.dtype.itemsize
         self.rows_per_slab = max(1, slab_bytes // self.row_bytes)
         self.device, self.pin = device, pin
+        shape = (self.rows_per_slab, self.width)
+        self._make = partial(torch.empty, shape, dtype=self.dtype, device=device, pin_memory=pin)
+        self._ahead = MadeAhead(self._make, most) if pin else None
         self.slabs: list[Tensor] = []
         self.rows = 0
 
@@ -79,16 +90,16 @@ class ChunkSlabs:
 
     def new_slab(self) -> Tensor:
         """Room for the next rows."""
-        shape = (self.rows_per_slab, self.width)
-        return torch.empty(shape, dtype=self.dtype, device=self.device, pin_memory=self.pin)
+        return self._make() if self._ahead is None else self._ahead.take()
 
     def take(self, slab: int, at: Tensor) -> Tensor:
         """Rows `at` of one slab."""
         return self.slabs[slab].index_select(0, at)
 
     def nbytes(self) -> int:
-        """Bytes of the slabs in memory."""
-        return sum(slab.nbytes for slab in self.slabs)
+        """Bytes of the slabs in memory, with the one that is made ahead."""
+        waiting = 0 if self._ahead is None else self._ahead.waiting
+        return sum(slab.nbytes for slab in self.slabs) + waiting * self.rows_per_slab * self.row_bytes
 
     def bytes_on_disk(self) -> int:
         return 0
@@ -98,6 +109,8 @@ class ChunkSlabs:
         self.rows = 0
 
     def close(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
         self.slabs = []
 
 

@@ -33,7 +33,7 @@ class SpillingSlabs(ChunkSlabs):
     def __init__(
         self, like: Tensor, slab_bytes: int, pin: bool, resident: int, directory: Path, copies: Copies
     ) -> None:
-        super().__init__(like, torch.device("cpu"), slab_bytes, pin)
+        super().__init__(like, torch.device("cpu"), slab_bytes, pin, most=resident)
         self._resident, self._directory, self._copies = resident, directory, copies
         self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115  (closed by `close`)
         self._threads = ThreadPoolExecutor(READERS)

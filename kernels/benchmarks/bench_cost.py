@@ -13,9 +13,8 @@ what is recomputed does not count. Ratios are between rows of one run, so measur
 
 from __future__ import annotations
 
-import argparse
-import gc
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +24,12 @@ from typing import Any
 
 import torch
 
-from bench_training import CHUNK, TOP_K, WINDOW, measure
+import command
+from bench_training import CHUNK, MORE_LAYERS, TOP_K, WINDOW, measure
 from cost_figure import draw, table
 from gca_lit.attention import AttentionBackend, FullAttention, GroupedCrossAttention, SlidingWindow
 from gca_lit.callbacks.throughput import dense_peak
 from gca_lit.model import Decoder, DecoderConfig
-from origin import append, origin
 from report import read
 
 LENGTHS = (4_096, 16_384, 65_536, 131_072)
@@ -40,8 +39,6 @@ BACKENDS: dict[str, AttentionBackend] = {
     "gca_2_groups": GroupedCrossAttention(CHUNK, WINDOW, TOP_K, groups=2),
     "full": FullAttention(),
 }
-WINDOW_LAYERS = 2
-"""Layers that the sliding window has more than the others."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Size:
             width=self.width,
             heads=self.heads,
             kv_heads=self.heads,
-            layers=self.layers + WINDOW_LAYERS * (model == "sliding_window"),
+            layers=self.layers + MORE_LAYERS * (model == "sliding_window"),
             mlp_width=self.mlp_width,
             gradient_checkpointing=self.recompute,
         )
@@ -85,7 +82,7 @@ def cost(
     """
     with torch.device("meta"):
         shape = size.decoder(model)
-    row = {
+    row: dict[str, Any] = {
         "layers": shape.config.layers,
         "width": size.width,
         "recompute": int(size.recompute),
@@ -101,30 +98,23 @@ def cost(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Benchmark of what training costs.")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--output", type=Path, help="folder of bench_cost.csv and bench_cost.png")
-    what.add_argument("--plot", type=Path, metavar="CSV", help="only print the table and draw the figure of these rows")
+    parser = command.parser("Benchmark of what training costs.", "bench_cost.csv", figure=True)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="text tokens of a row")
     parser.add_argument("--models", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     parser.add_argument("--tokens", type=int, default=131_072, help="text tokens of a step")
     parser.add_argument("--warmup", type=int, default=3, help="steps before those that are timed")
     parser.add_argument("--steps", type=int, default=5, help="steps that are timed")
-    parser.add_argument("--commit", help="what is measured; git is asked when it is not given")
     options = parser.parse_args(arguments)
     path = options.plot or options.output / "bench_cost.csv"
     if options.output:
-        if not torch.cuda.is_available():
-            parser.error("this benchmark needs a CUDA device")
-        run(options, path)
+        run(options, path, command.begin(parser, options))
     print(table(read(path)), end="")
     print(draw(path))
 
 
-def run(options: argparse.Namespace, path: Path) -> None:
+def run(options: Namespace, path: Path, common: dict[str, str]) -> None:
     """Measure all cases of a command and append each to `path` as soon as it is known."""
-    common = origin(options.commit)
     peak = dense_peak(common["gpu"])
     if peak is None:
         print(
@@ -133,10 +123,8 @@ def run(options: argparse.Namespace, path: Path) -> None:
     for name, length, model in product(options.sizes, options.lengths, options.models):
         counts = (options.tokens, "cuda", options.warmup, options.steps, peak)
         row = common | {"size": name, "model": model, "length": length} | cost(SIZES[name], model, length, *counts)
-        print(f"{name} {model} {length:,}: {row.get('tokens_per_s', 0):,.0f} tokens/s {row['note']}", flush=True)
-        append(path, [row], COLUMNS)
-        gc.collect()
-        torch.cuda.empty_cache()
+        said = f"{name} {model} {length:,}: {row.get('tokens_per_s', 0):,.0f} tokens/s {row['note']}"
+        command.record(path, row, COLUMNS, said)
 
 
 COLUMNS = (

@@ -9,17 +9,15 @@ over the whole score matrix, in parts.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import command
 from gca_lit.model.retrieval import select
 from measure import extra_bytes, median_ms
-from origin import append, origin
 
 WIDTH, TOP_K = 768, 8
 CASES = [(256, 4_096), (256, 65_536), (256, 262_144), (256, 1_048_576), (1, 262_144), (1, 1_048_576)]
@@ -56,18 +54,20 @@ def measure(queries: int, landmarks: int, device: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Benchmark of retrieval.")
-    parser.add_argument("--output", type=Path, required=True, help="folder of bench_retrieval.csv")
-    parser.add_argument("--commit", help="what is measured; git is asked when it is not given")
+    parser = command.parser("Benchmark of retrieval.", "bench_retrieval.csv")
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        parser.error("this benchmark needs a CUDA device")
+    common = command.begin(parser, options)
     torch.set_float32_matmul_precision("highest")
-    common = origin(options.commit)
-    rows = [{**common, **measure(*case, "cuda")} for case in CASES]
-    append(options.output / "bench_retrieval.csv", rows)
-    for row in rows:
-        print(f"{row['queries']} of {row['landmarks']:,}: {row['median_ms']:.2f} ms, {row['extra_gb']:.2f} GB")
+    for case in CASES:
+        row = {**common, **measure(*case, "cuda")}
+        said = f"{row['queries']} of {row['landmarks']:,}: {row['median_ms']:.2f} ms, {row['extra_gb']:.2f} GB"
+        command.record(options.output / "bench_retrieval.csv", row, COLUMNS, said)
+
+
+COLUMNS = (
+    *("date", "gpu", "torch", "triton", "commit", "command", "queries", "landmarks", "width", "top_k"),
+    *("median_ms", "extra_gb"),
+)
 
 
 if __name__ == "__main__":

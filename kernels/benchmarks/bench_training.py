@@ -10,8 +10,6 @@ are text tokens. With --profile the kernels of one step that take longest are wr
 
 from __future__ import annotations
 
-import argparse
-import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import command
 from gca_lit.attention import GroupedCrossAttention, SlidingWindow
 from gca_lit.model import Decoder, DecoderConfig, chunked_cross_entropy
-from origin import append, origin
 
-VOCABULARY = 50_304
+VOCABULARY, LAYERS = 50_304, 12
+MORE_LAYERS = 2  # that a sliding window has, here and in the benchmarks of cost and of long contexts
 WINDOW, CHUNK, TOP_K = 512, 63, 8
 LENGTHS = (16_384, 4_096, 65_536, 131_072)
 WARMUP, STEPS = 4, 10
@@ -60,8 +59,8 @@ class Case:
 def cases(layouts: Sequence[tuple[int, int]], lengths: Sequence[int]) -> Iterator[Case]:
     for heads, kv_heads in layouts:
         for length in lengths:
-            yield Case("gca", heads, kv_heads, length, 12)
-            yield Case("sliding_window", heads, kv_heads, length, 14)
+            yield Case("gca", heads, kv_heads, length, LAYERS)
+            yield Case("sliding_window", heads, kv_heads, length, LAYERS + MORE_LAYERS)
 
 
 def training_step(decoder: Decoder, rows: int, length: int, device: str) -> Callable[[], Tensor]:
@@ -125,18 +124,14 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Benchmark of whole training steps.")
-    parser.add_argument("--output", type=Path, required=True, help="folder of bench_training.csv")
+    parser = command.parser("Benchmark of whole training steps.", "bench_training.csv")
     parser.add_argument("--tokens", type=int, default=131_072, help="text tokens of a step")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="text tokens of a row")
     parser.add_argument("--layouts", nargs="+", default=["12/12", "12/4"], help="query heads / key/value heads")
     parser.add_argument("--profile", action="store_true", help="write the kernels of one step, by time")
-    parser.add_argument("--commit", help="what is measured; git is asked when it is not given")
     options = parser.parse_args(arguments)
     layouts = [(int(heads), int(kv_heads)) for heads, kv_heads in (layout.split("/") for layout in options.layouts)]
-    if not torch.cuda.is_available():
-        parser.error("this benchmark needs a CUDA device")
-    common = origin(options.commit)
+    common = command.begin(parser, options)
     options.output.mkdir(parents=True, exist_ok=True)
     for case in cases(layouts, options.lengths):
         name = f"{case.model}_{case.heads}_{case.kv_heads}_{case.length}"
@@ -146,10 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row |= measure(case.decoder, case.length, options.tokens, "cuda", profile=profile)
         except (torch.OutOfMemoryError, ValueError) as error:
             row["note"] = str(error).splitlines()[0]
-        print(f"{name}: {row.get('tokens_per_s', 0):,.0f} tokens/s {row['note']}", flush=True)
-        append(options.output / "bench_training.csv", [row], COLUMNS)
-        gc.collect()
-        torch.cuda.empty_cache()
+        said = f"{name}: {row.get('tokens_per_s', 0):,.0f} tokens/s {row['note']}"
+        command.record(options.output / "bench_training.csv", row, COLUMNS, said)
 
 
 COLUMNS = (

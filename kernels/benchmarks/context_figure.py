@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
+
+from gca_lit.plots import pyplot, short_length
+from report import read
 
 Row = dict[str, str]
 
@@ -22,13 +24,7 @@ def relative(rows: Sequence[Row], column: str) -> dict[str, list[tuple[int, floa
 
 def draw(path: Path) -> Path:
     """Time per token and device memory against context length, relative to the sliding window, beside the CSV."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    plt, rows = pyplot(), read(path)
     panels = {"token_ms": "time per token, decoding", "decode_peak_gb": "device memory, decoding"}
     curves = {column: relative(rows, column) for column in panels}
     if not all(curves.values()):
@@ -40,7 +36,7 @@ def draw(path: Path) -> Path:
         axes.axhline(1, color="k", linestyle="--", linewidth=1.2, label="sliding window")
         axes.set_xscale("log", base=2)
         lengths = sorted({length for points in curves[column].values() for length, _ in points})
-        axes.set_xticks(lengths, [_short(length) for length in lengths], fontsize=8)
+        axes.set_xticks(lengths, [short_length(length) for length in lengths], fontsize=8)
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
         axes.set_xlabel("context, text tokens", fontsize=9)
@@ -52,10 +48,3 @@ def draw(path: Path) -> Path:
     figure.savefig(path.with_suffix(".png"), dpi=160)
     plt.close(figure)
     return path.with_suffix(".png")
-
-
-def _short(length: int) -> str:
-    for unit, size in (("M", 1 << 20), ("K", 1 << 10)):
-        if length >= size:
-            return f"{length / size:.3g}{unit}"
-    return str(length)

@@ -42,12 +42,19 @@ def git_commit() -> str:
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Put rows at the end of a CSV file, which is made when it is not there; the columns are those of the first row."""
+    """Put rows at the end of a CSV file, which is made when it is not there; `columns` are those of the first row.
+
+    Raises ValueError when the file has other columns.
+    """
+    columns = list(columns or rows[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns or list(rows[0]))
-        if new:
+    with open(path, "a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        found = next(csv.reader(file), None)
+        if found not in (None, columns):
+            raise ValueError(f"{path} has other columns than this benchmark: give another folder")
+        writer = csv.DictWriter(file, columns)
+        if found is None:
             writer.writeheader()
         for row in rows:
             writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})

@@ -96,10 +96,3 @@ def test_nothing_to_draw_is_named(tmp_path):
     append(tmp_path / "bench_cost.csv", ROWS[-1:], bench_cost.COLUMNS)
     with pytest.raises(ValueError, match="has no row with a time"):
         draw(tmp_path / "bench_cost.csv")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure")
-def test_it_refuses_to_measure_without_a_gpu(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        bench_cost.main(["--output", str(tmp_path)])
-    assert "needs a CUDA device" in capsys.readouterr().err

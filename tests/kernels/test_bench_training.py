@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).parents[2] / "kernels" / "benchmarks"))
 
 import bench_training
+from origin import append
 
 
 def test_both_models_train(monkeypatch, tmp_path):
@@ -18,7 +19,7 @@ def test_both_models_train(monkeypatch, tmp_path):
         small = replace(case, width=16, layers=2)
         row = bench_training.measure(small.decoder, small.length, 512, "cpu", warmup=2, steps=1)
         assert row["batch"] == 2 and row["tokens_per_s"] == pytest.approx(512e3 / row["step_ms"])
-        bench_training.append(tmp_path / "rows.csv", [vars(small) | row], bench_training.COLUMNS)
+        append(tmp_path / "rows.csv", [vars(small) | row], bench_training.COLUMNS)
     lines = (tmp_path / "rows.csv").read_text().splitlines()
     assert lines[0].split(",") == list(bench_training.COLUMNS) and len(lines) == 3
     assert [line.split(",")[6] for line in lines[1:]] == ["gca", "sliding_window"]
