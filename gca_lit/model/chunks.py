@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gca_lit.attention.base import Dims
@@ -67,21 +66,17 @@ class Layout:
     def text_of(self, rows: Tensor, first_row: int, wanted: tuple[int, int]) -> Tensor:
         """Text tokens [first, last) of the segment [B, n, M], from `rows` [B, R', M] that begin at `first_row`."""
         first, last = wanted
-        begin, tokens = self.row_of(first), last - first
-        if tokens == 0 or self.row_of(last - 1) - begin == tokens - 1:  # no landmark between them
-            return rows[:, begin - first_row : begin - first_row + tokens]
-        rows = rows[:, begin - first_row : self.row_of(last - 1) + 1 - first_row]
-        front = begin % self.block
-        return whole(rows, front, self.block)[:, :, :-1].flatten(1, 2)[:, front : front + tokens]
+        begin = self.row_of(first) - first_row
+        if first == last or self.row_of(last - 1) - self.row_of(first) == last - 1 - first:  # no landmark between them
+            return rows[:, begin : begin + last - first]
+        return rows[:, self.text_rows(rows.device)[first:last] + (self.first_row - first_row)]
 
     def spread(self, text: Tensor, landmark: Tensor) -> Tensor:
         """Rows [B, R, M] from the embedded text [B, T, M] with `landmark` [M] behind each completed chunk."""
-        if self.chunk_size is None or (self.rows == self.tokens and not torch.is_grad_enabled()):
+        if self.rows == self.tokens and not torch.is_grad_enabled():
             return text
-        front = self.position % self.chunk_size
-        chunks = whole(text, front, self.chunk_size)
-        landmarks = landmark.to(text.dtype).expand(*chunks.shape[:2], 1, -1)
-        return torch.cat((chunks, landmarks), 2).flatten(1, 2)[:, front : front + self.rows]
+        rows = landmark.expand(len(text), self.rows, -1).to(text.dtype)
+        return rows.index_copy(1, self.text_rows(text.device), text)
 
     def row_documents(self, documents: Tensor) -> Tensor:
         """Document of each row [B, R] from that of each token [B, T]; a landmark has its last token's."""
@@ -91,14 +86,6 @@ class Layout:
 
     def _landmarks_before(self, token: int) -> int:
         return 0 if self.chunk_size is None else token // self.chunk_size
-
-
-def whole(x: Tensor, front: int, size: int) -> Tensor:
-    """Blocks [B, n, size, M] of `x` [B, R, M], which begins `front` rows into the first; zeros fill the first and last.
-
-    Slices and copies alone: a gather by row numbers has a slow backward.
-    """
-    return F.pad(x, (0, 0, front, -(front + x.shape[1]) % size)).unflatten(1, (-1, size))
 
 
 class EncodedChunks(NamedTuple):
@@ -170,7 +157,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, turn: Rotation) -> Tensor:
         q, k, v = self.qkv(self.norm(x), turn)
-        mixed = F.scaled_dot_product_attention(
+        mixed = nn.functional.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), enable_gqa=q.shape[2] != k.shape[2]
         )
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
