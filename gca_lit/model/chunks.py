@@ -89,7 +89,7 @@ class Layout:
 
 
 class EncodedChunks(NamedTuple):
-    """landmarks: keys that retrievers score, [B, n, M']; table: K and V of the chunks' C text rows."""
+    """landmarks: keys that retrievers score, [B, n, M'], in the type of K and V; table: K and V of the C text rows."""
 
     landmarks: Tensor
     table: ChunkTable
@@ -103,7 +103,7 @@ class ChunkEncoder(nn.Module):
         mlp_width: hidden width of the MLPs.
         layers: encoder layers.
         landmark_key: encoded landmark -> retrieval key.
-        kv_dtype: type in which K and V are kept and read; None for the type they are computed in.
+        kv_dtype: type in which K, V and landmarks are kept and read; None for the type K and V are computed in.
     """
 
     def __init__(
@@ -136,12 +136,12 @@ class ChunkEncoder(nn.Module):
         k = self.k_norm(k)
         if self.kv_dtype is not None:
             k, v = k.to(self.kv_dtype), v.to(self.kv_dtype)
-        return EncodedChunks(self.landmark_key(x[:, :, -1]), ChunkTable(k, v))
+        return EncodedChunks(self.landmark_key(x[:, :, -1]).to(k.dtype), ChunkTable(k, v))
 
     def nothing(self, x: Tensor, rows: int) -> EncodedChunks:
         """What becomes of no chunk, cheaply; x [B, R, M] gives batch size, type and device, `rows` those of a chunk."""
         none = x.new_empty(len(x), 0, rows, self.dims.kv_heads, self.dims.head_width, dtype=self.kv_dtype)
-        return EncodedChunks(self.landmark_key(x[:, :0]), ChunkTable(none, none))
+        return EncodedChunks(self.landmark_key(x[:, :0]).to(none.dtype), ChunkTable(none, none))
 
 
 class EncoderLayer(nn.Module):
