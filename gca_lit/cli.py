@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import set_loader
@@ -44,6 +44,7 @@ from gca_lit.trainer import GeneratingTrainer
 from gca_lit.usage import UsageError, explain, load_yaml
 from gca_lit.weights_file import SUFFIX
 
+T = TypeVar("T")
 TRACEBACK = "GCA_LIT_TRACEBACK"
 MISTAKES = (UsageError, ValueError, OSError, ImportError, MisconfigurationException)
 """What a person can mend before the first batch: answered with one line."""
@@ -144,6 +145,14 @@ class CLI(LightningCLI):
         if self.subcommand == "fit" and path is not None and Path(path).suffix == SUFFIX:
             raise UsageError(f"{path} holds weights alone, training cannot go on from it: set model.init_from instead")
         self.parser.add_instantiator(self._make_logger, Logger, subclasses=True)
+        self.parser.add_instantiator(_make, object, subclasses=True)
+
+    def instantiate_classes(self) -> None:
+        try:
+            return super().instantiate_classes()
+        except _Refused as refused:
+            error = refused.error
+        raise error
 
     def after_instantiate_classes(self) -> None:
         align, chunk_size = self.datamodule.align, self.model.chunk_size
@@ -214,7 +223,7 @@ class CLI(LightningCLI):
             if place is not None and str(place).startswith(scheme):
                 settings[name] = scheme + os.path.join(root, str(place).removeprefix(scheme))
         try:
-            return cls(*args, **settings)
+            return _make(cls, *args, applied_instantiation_links=applied_instantiation_links, **settings)
         except ModuleNotFoundError as error:
             if os.environ.get(TRACEBACK):
                 raise
@@ -223,6 +232,21 @@ class CLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predictions go to a file, batch by batch."""
         self.trainer.predict(**kwargs, return_predictions=False)
+
+
+class _Refused(BaseException):
+    """What a class says of its settings, on its way past jsonargparse: where a setting can have several types, that
+    would try the others too and complain about all of them."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _make(cls: type[T], *args: Any, applied_instantiation_links: Any, **settings: Any) -> T:
+    try:
+        return cls(*args, **settings)
+    except (ValueError, OSError, MisconfigurationException) as error:
+        raise _Refused(error) from error
 
 
 def _in_utf_8() -> None:

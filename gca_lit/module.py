@@ -1,4 +1,4 @@
-"""The LightningModule: steps, loss, optimizer, and the network protocol for callbacks and generation."""
+"""The LightningModule of training: steps, loss and optimizer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -17,7 +15,8 @@ from gca_lit.answers import AnswerCounts
 from gca_lit.architecture import architecture, refuse_other_architecture, refuse_other_tokenizer
 from gca_lit.attention.base import AttentionBackend
 from gca_lit.memory import ChunkStore, HostStore
-from gca_lit.model import Decoder, DecoderConfig, ModelState, Read, RowLoss, Step, chunked_cross_entropy
+from gca_lit.model import DecoderConfig, RowLoss, chunked_cross_entropy
+from gca_lit.network import NetworkModule
 from gca_lit.schedule import Schedule
 from gca_lit.scoring import predictions
 from gca_lit.warm_start import warm_start
@@ -27,7 +26,7 @@ _COSINE = Schedule()
 _ADAMW: OptimizerCallable = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
 
 
-class CausalLM(LightningModule):
+class CausalLM(NetworkModule):
     """A causal language model over an attention backend.
 
     Args:
@@ -58,75 +57,18 @@ class CausalLM(LightningModule):
         tokenizer: str | None = None,
         init_from: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(attention, decoder, vocab_size, compile)
         if predict_segment < 1:
             raise ValueError(f"predict_segment must be at least 1 token, got {predict_segment}")
-        attention.plan(decoder.layers)
-        self.attention, self.config, self.vocab_size = attention, decoder, vocab_size
         self.optimizer, self.schedule = optimizer, schedule
         self.store: ChunkStore = HostStore() if store is None else store
         self.predict_segment = predict_segment
-        self.compiled = compile
         self.tokenizer = tokenizer
         self.init_from = init_from
         self.train_length = 0
         """The longest row, in text tokens, that the weights were trained on; kept in checkpoints."""
-        self.network: Decoder | None = None
         self.val_nll = MeanMetric()
         self._answers = AnswerCounts()
-
-    def configure_model(self) -> None:
-        """Build the network, once, and say what it is. A seed gives the same weights on every device."""
-        if self.network is not None:
-            return
-        device = torch.get_default_device()
-        with device if device.type == "meta" else torch.device("cpu"):
-            self.network = Decoder(self.config, self.attention, self.vocab_size)
-        if self.compiled:
-            self.network.compile_parts()
-        if self.device_mesh is not None:
-            self.network.shard_parts(self.device_mesh)
-        about = self.describe()
-        said = f"{about['backend']}: {about['params']:,} parameters, "
-        said += f"{about['kv_bytes_per_token']:,} bytes of K/V per token"
-        settings = [f"{name} {value}" for name, value in vars(self.attention).items() if value is not None]
-        rank_zero_info("; ".join((said, ", ".join(settings))))
-
-    # --- the network protocol: all of it enters through the network's forward ---
-
-    @property
-    def chunk_size(self) -> int | None:
-        return self.attention.chunk_size
-
-    @property
-    def max_length(self) -> int | None:
-        return self.attention.max_length
-
-    def new_state(self, batch_size: int, store: ChunkStore | None) -> ModelState:
-        return self._decoder.new_state(batch_size, store)
-
-    def step(self, tokens: Tensor, state: ModelState, read: Read = "all") -> Step:
-        return self._decoder(tokens, state, read)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self._decoder.logits(hidden)
-
-    def kv_bytes(self, length: int, batch_size: int) -> dict[str, int]:
-        """Bytes of K/V for inputs of `length` tokens: "store" in a chunk store, "state" beside it."""
-        one = self.attention.kv_bytes(self.config, self.config.layers, length, self._kv_itemsize())
-        return {tier: batch_size * size for tier, size in one.items()}
-
-    def flops_per_token(self, length: int) -> float:
-        """Floating-point operations of a forward over rows of `length` text tokens, a token; see `Decoder.flops`."""
-        return self._decoder.flops(length) / length
-
-    def describe(self) -> dict[str, Any]:
-        """What results say about the model: backend, window, k, chunk_size, params, kv_bytes_per_token."""
-        far = 1 << 24
-        growth = [sum(self.kv_bytes(length, 1).values()) for length in (far, 2 * far)]
-        params = sum(p.numel() for p in self._decoder.parameters())
-        per_token = round((growth[1] - growth[0]) / far)
-        return self.attention.describe() | {"params": params, "kv_bytes_per_token": per_token}
 
     def take_answer_counts(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Of each task, (tokens predicted right, tokens scored) in training rows since the last call."""
@@ -187,14 +129,10 @@ class CausalLM(LightningModule):
             raise ValueError("this checkpoint was not made by gca_lit: it has no record of its architecture")
         refuse_other_tokenizer(saved.get("tokenizer"), self.tokenizer)
         refuse_other_architecture(saved["architecture"], self._architecture())
+        if "state_dict" in checkpoint:  # weights in shards are not read as a whole
+            path = None if self._trainer is None else self.trainer.ckpt_path
+            self.refuse_other_weights(checkpoint["state_dict"], str(path or "the checkpoint"))
         self.train_length = saved["train_length"]
-
-    @property
-    def _decoder(self) -> Decoder:
-        if self.network is None:
-            self.configure_model()
-        assert self.network is not None
-        return self.network
 
     def _architecture(self) -> dict[str, Any]:
         return architecture(self.attention, self.config, self.vocab_size)
@@ -212,9 +150,3 @@ class CausalLM(LightningModule):
         """Moves row numbers, so that another seed of the data draws other noise."""
         seed = self.trainer.datamodule.seed  # type: ignore[attr-defined]
         return (seed * 0x9E3779B97F4A7C15) % (1 << 62)
-
-    def _kv_itemsize(self) -> int:
-        if self.config.kv_dtype is not None:
-            return getattr(torch, self.config.kv_dtype).itemsize
-        half = self._trainer is not None and str(self.trainer.precision) in ("bf16-mixed", "16-mixed")
-        return 2 if half else self._decoder.embed.weight.dtype.itemsize

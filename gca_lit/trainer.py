@@ -89,7 +89,7 @@ class GeneratingTrainer(Trainer):
                 else:
                     state = load(Path(load_state), model, model.store, about)
                 self._begin(model)
-                reading, writing = Stopwatch(), Stopwatch()
+                reading, writing = TokenMeter(), TokenMeter()
                 state, logits = self._read(model, ids, state, segment, reading)
                 if save_state is not None:
                     save(state, Path(save_state), about)
@@ -126,7 +126,7 @@ class GeneratingTrainer(Trainer):
                 callback.on_predict_start(self, model)
 
     def _read(
-        self, model: CausalLM, ids: np.ndarray, state: ModelState, segment: int, clock: Stopwatch
+        self, model: CausalLM, ids: np.ndarray, state: ModelState, segment: int, meter: TokenMeter
     ) -> tuple[ModelState, Tensor]:
         device = self.strategy.root_device
         tokens = torch.from_numpy(ids.astype(np.int32))[None].to(device)
@@ -134,17 +134,17 @@ class GeneratingTrainer(Trainer):
         with tqdm(total=len(ids), desc="prompt", unit="token", unit_scale=True, disable=silent) as bar:
 
             def progress(count: int) -> None:
-                clock.add(count)
+                meter.add(count)
                 bar.update(count)
 
             done = read(model, tokens, state, segment, progress)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            clock.add(0)
+            meter.add(0)
             return done
 
 
-class Stopwatch:
+class TokenMeter:
     """Tokens, and the seconds from the start of the first to the end of the last."""
 
     def __init__(self) -> None:

@@ -58,8 +58,11 @@ def explain(message: str, parser: ArgumentParser) -> str:
         hint = "name them as flags" if own else there
         return f"these settings are missing: {found[1]}; {hint}"
     if found := re.search(r"(?:Got|Given) value: (.*)", message):
-        expected = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
-        return f"{prefix}expected {' or '.join(dict.fromkeys(map(_type, expected))) or 'another type'}, got {found[1]}"
+        expected = re.findall(r"Expected an? (?!path but)(.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
+        types = list(dict.fromkeys(map(_type, expected)))
+        if types == ["Sequence"]:
+            return f"{prefix}expected a list, such as [{found[1]}], got {found[1]}"
+        return f"{prefix}expected {' or '.join(types) or 'another type'}, got {found[1]}"
     if found := re.search(r"Problem with given class_path '(\S+)':\s*(.*)", message):
         return f"{prefix}{found[1]} cannot be imported: {found[2]}"
     return " ".join(message.split())

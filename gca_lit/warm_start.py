@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from gca_lit.architecture import differences, refuse_other_tokenizer
 from gca_lit.checkpointing import read_checkpoint
+from gca_lit.network import NetworkModule
 
 
-def warm_start(model: LightningModule, path: Path, tokenizer: str | None, architecture: dict[str, Any]) -> int:
+def warm_start(model: NetworkModule, path: Path, tokenizer: str | None, architecture: dict[str, Any]) -> int:
     """Load the weights of the checkpoint file `path` into `model`.
 
     Settings that shape no weights, such as the chunk size, may differ: the differences are told, and training adapts.
@@ -33,8 +33,10 @@ def warm_start(model: LightningModule, path: Path, tokenizer: str | None, archit
     saved, weights = checkpoint["gca_lit"], checkpoint["state_dict"]
     refuse_other_tokenizer(saved.get("tokenizer"), tokenizer)
     told = "; ".join(differences(saved["architecture"], architecture))
-    if {name: w.numel() for name, w in weights.items()} != {name: w.numel() for name, w in model.state_dict().items()}:
-        raise ValueError(f"the weights of {path} do not fit this model; {told}")
+    try:
+        model.refuse_other_weights(weights, f"model.init_from: {path}")
+    except ValueError as error:
+        raise ValueError(f"{error}; {told}" if told else str(error)) from error
     options = StateDictOptions(full_state_dict=True)  # of weights in shards each rank takes its own
     set_model_state_dict(model, weights, options=options)
     rank_zero_info(f"weights of {path}, trained for {checkpoint['global_step']:,} steps")

@@ -53,7 +53,10 @@ def read_weights(path: Path) -> dict[str, Any]:
     if damaged := [name for name, check in checks.items() if name not in weights or _crc32(weights[name]) != check]:
         raise ValueError(f"{', '.join(damaged)} is not what was written")
     weights = {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
-    weights |= {name: weights[twin] for name, twin in about.pop("shared").items()}
+    shared = about.pop("shared")
+    if lost := [f"{twin} is missing, which is {name} too" for name, twin in shared.items() if twin not in weights]:
+        raise ValueError("; ".join(lost))
+    weights |= {name: weights[twin] for name, twin in shared.items()}
     step = about.pop("global_step")
     return {"state_dict": weights, ABOUT: about, "global_step": step, "epoch": 0, "callbacks": {}}
 

@@ -40,6 +40,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "gca_lit.architecture": ({"gca_lit.attention.base", "gca_lit.model"}, set()),
     "gca_lit.answers": ({"gca_lit.model"}, {"torch"}),
+    "gca_lit.network": ({"gca_lit.attention.base", "gca_lit.memory", "gca_lit.model"}, {"lightning", "torch"}),
     "gca_lit.module": (
         {
             "gca_lit.answers",
@@ -47,13 +48,17 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
             "gca_lit.attention.base",
             "gca_lit.memory",
             "gca_lit.model",
+            "gca_lit.network",
             "gca_lit.schedule",
             "gca_lit.scoring",
             "gca_lit.warm_start",
         },
         {"lightning", "torch", "torchmetrics"},
     ),
-    "gca_lit.warm_start": ({"gca_lit.architecture", "gca_lit.checkpointing"}, {"lightning", "torch"}),
+    "gca_lit.warm_start": (
+        {"gca_lit.architecture", "gca_lit.checkpointing", "gca_lit.network"},
+        {"lightning", "torch"},
+    ),
     "gca_lit.generation": ({"gca_lit.scoring"}, {"torch"}),
     "gca_lit.text_stream": (set(), set()),
     "gca_lit.prompting": ({"gca_lit.data.tokenizers"}, {"numpy"}),

@@ -39,8 +39,14 @@ class Checkpoints(ModelCheckpoint):
         self._whole = False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if self._whole:
+            return  # no optimizer step ends with this batch
         self._whole = True
         super().on_train_batch_end(trainer, pl_module, *args)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self._last_global_step_saved = 0  # what is saved of this step does not know of this validation
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.save_last and not self._should_skip_saving_checkpoint(trainer):

@@ -11,9 +11,10 @@ from gca_lit.data.curriculum import LengthRule, Switch, check_length, check_stag
 from gca_lit.data.haystack import BookHaystack
 from gca_lit.data.mixture import Mixture, RowMaker, RowTask
 from gca_lit.data.order import Order, ShardOrder
-from gca_lit.data.pairs import Pairs, PairSet, PairTask
+from gca_lit.data.pairs import PREPARE_PAIRS, Pairs, PairSet, PairTask
 from gca_lit.data.predict import Predict, PredictItems
 from gca_lit.data.shard_cache import Cache
+from gca_lit.data.shard_format import PREPARE
 from gca_lit.data.shards import ShardReader
 from gca_lit.data.stream import HORIZON, PREFETCH, Batches, BlockRows, BlockStream, TrainBatches, in_sequence
 from gca_lit.data.tokenizers import load_tokenizer
@@ -173,7 +174,10 @@ class ArrowDataModule(LightningDataModule):
         if settings is None or (path := getattr(settings, split)) is None:
             raise ValueError(f"data.pairs.{split} is not set: name the directory of its pairs")
         if split not in self._pair_sets:
-            reader = ShardReader(path, self.tokenizer, self._verify, self._cache)
+            try:
+                reader = ShardReader(path, self.tokenizer, self._verify, self._cache)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(str(error).replace(PREPARE, PREPARE_PAIRS)) from error
             self._pair_sets[split] = PairSet(reader, settings, self.tokenizer.encode(settings.separator))
         return self._pair_sets[split]
 

@@ -13,6 +13,8 @@ from gca_lit.data.shard_format import PREPARE
 from gca_lit.data.shards import ShardReader
 from gca_lit.tasks.base import IGNORED, Episode
 
+PREPARE_PAIRS = PREPARE.replace(" --output", " --target-column NAME --output")
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -42,19 +44,20 @@ class Pairs:
 class PairSet:
     """The pairs of a data set: `prompt` (document and separator) and `target` (which ends with end of text) of each.
 
-    Raises ValueError for a data set without pairs, and for pairs longer than `max_length` unless they are to be cut;
-    how many are cut is said aloud.
+    Pairs whose document or target is empty are left out; they have no number. Raises ValueError for a data set without
+    pairs, and for pairs longer than `max_length` unless they are to be cut. How many are left out or cut is said aloud.
     """
 
     def __init__(self, reader: ShardReader, settings: Pairs, separator: list[int]) -> None:
         if "target_column" not in reader.manifest:
-            raise ValueError(f"{reader.place} holds no pairs: run {PREPARE} {reader.place} --target-column NAME")
+            raise ValueError(f"{reader.place} holds no pairs: run {PREPARE_PAIRS} {reader.place}")
         self.identity = reader.identity
         self._reader = reader
         self._separator = torch.tensor(separator)
         starts, ends = reader.documents
         self._documents = np.stack([starts[::2], ends[::2] - 1], 1)
         self._targets = np.stack([starts[1::2], ends[1::2]], 1)
+        self._leave_out_empty()
         room = settings.max_length - len(separator) - np.diff(self._targets)[:, 0]
         over = np.diff(self._documents)[:, 0] - room
         if (worst := int(room.min())) < 0:
@@ -71,6 +74,15 @@ class PairSet:
         if long:
             rank_zero_info(f"{reader.place}: {long:,} of {len(over):,} documents are cut from the left")
         self._documents[:, 0] += over.clip(0)
+
+    def _leave_out_empty(self) -> None:
+        whole = (np.diff(self._documents)[:, 0] > 0) & (np.diff(self._targets)[:, 0] > 1)
+        empty = f"{self._reader.place}: {int((~whole).sum()):,} of {len(whole):,} pairs have no document or no target"
+        if not whole.any():
+            raise ValueError(f"{empty}: prepare others")
+        if not whole.all():
+            rank_zero_info(f"{empty}, and are left out")
+            self._documents, self._targets = self._documents[whole], self._targets[whole]
 
     def __len__(self) -> int:
         return len(self._targets)

@@ -40,6 +40,7 @@ STACKS = [
     *((BASE, *pair) for pair in PAIRS),
     *((BASE, one) for one in EXPERIMENTS),
     *((NEEDLE, one) for one in NEEDLES),
+    (NEEDLE, *(CONFIGS / "experiment/needle" / f"{stage}.yaml" for stage in ("keys", "hops", "three_tasks", "hard"))),
     *((DEMO_BASE, one) for one in [*DEMO, *OVERLAYS] if one.parent.name in ("demo", "trainer", "eval")),
 ]
 ALWAYS = (
@@ -79,7 +80,8 @@ def test_instantiates(stack: tuple[Path, ...], instantiate: Instantiate) -> None
         tokenizer = wanted.get("data", {}).get("tokenizer", tokenizer)
         if "attention" in wanted.get("model", {}) and path == stack[-1]:
             attention = wanted["model"]["attention"]
-            assert type(cli.model.attention).__name__ == attention["class_path"].rpartition(".")[2]
+            if "class_path" in attention:
+                assert type(cli.model.attention).__name__ == attention["class_path"].rpartition(".")[2]
             settings = attention.get("init_args", {})
             assert {key: getattr(cli.model.attention, key) for key in settings} == settings
     assert cli.model.vocab_size == load_tokenizer(tokenizer).vocab_size

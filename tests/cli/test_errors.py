@@ -27,6 +27,8 @@ Refused = Callable[..., str]
         (["--model.attention.windows", "4"], "no setting windows; did you mean window?"),
         (["--model.attention.window", "eight"], "model.attention.window: expected int, got eight"),
         (["--model.attention.score", "cosin"], "expected 'dot', 'cosine', got cosin"),
+        (["--data.tasks", "MultiKey"], "data.tasks: expected a list, such as [MultiKey], got MultiKey"),
+        (["--data.tasks", "{class_path: MultiKey}"], "expected a list, such as [{'class_path': 'MultiKey'}]"),
         (["--model.store", "HostStor"], "no class HostStor; did you mean HostStore?"),
         (["--model.vocab_size", "3"], 'must be given via "data.vocab_size"'),
         (["--config", "configs/demoo.yaml"], "no file configs/demoo.yaml; did you mean configs/demo.yaml?"),
@@ -81,6 +83,24 @@ def test_the_command_itself(tiny: str, refused: Refused) -> None:
 )
 def test_settings_that_cannot_work(tiny: str, refused: Refused, flags: list[str], message: str) -> None:
     assert message in refused("fit", "--config", tiny, *flags)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--trainer.callbacks+=RetrievalProbe", "--trainer.callbacks.every_n_steps", "0"], "at least 1, got 0"),
+        (["--trainer.callbacks", "{class_path: SkipNonFinite, init_args: {max_in_a_row: 0}}"], "at least 1, got 0"),
+        (["--trainer.callbacks", "[{class_path: EarlyStopping, init_args: {monitor: x, mode: most}}]"], "got most"),
+        (["--model.store", "{class_path: HostStore, init_args: {slab_mib: 0}}"], "slab_mib must be at least 1, got 0"),
+        (["--data.pairs", "{train: x, val: y, separator: ''}"], "pairs.separator must not be empty"),
+    ],
+)
+def test_what_a_class_says_of_its_settings_is_all_that_is_said(
+    tiny: str, refused: Refused, flags: list[str], message: str
+) -> None:
+    """Though the setting can have another type: a list, or null."""
+    said = refused("fit", "--config", tiny, *flags)
+    assert message in said and "Union" not in said and "Expected" not in said
 
 
 def test_evaluation_that_cannot_work(tiny: str, run: Callable[..., None], refused: Refused) -> None:

@@ -23,10 +23,14 @@ SEPARATOR = " => "
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     """The directory of prepared pairs; the longest has 10 + 18 (document) + 4 + 5 + 1 tokens."""
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    folder = str(tmp_path / "pairs")
-    prepare([str(tmp_path / "pairs.jsonl")], folder, text_column="document", target_column="summary")
-    return folder
+    return prepared(tmp_path / "pairs", ROWS)
+
+
+def prepared(folder: Path, rows: list[dict[str, str]]) -> str:
+    file = folder.with_suffix(".jsonl")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare([str(file)], str(folder), text_column="document", target_column="summary")
+    return str(folder)
 
 
 def pair_set(folder: str, **settings: Any) -> PairSet:
@@ -97,8 +101,19 @@ def test_long_pairs_are_refused(folder: str) -> None:
         pair_set(folder, max_length=9, too_long="cut")
 
 
+def test_a_pair_without_document_or_target_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nothing = [{"document": "a document", "summary": ""}, {"document": "", "summary": "a summary"}]
+    with caplog.at_level("INFO"):
+        pairs = pair_set(prepared(tmp_path / "some", [nothing[0], *ROWS[:3], *nothing, ROWS[3]]))
+    assert "3 of 7 pairs have no document or no target, and are left out" in caplog.text
+    assert [text(pairs.prompt(i)) for i in range(len(pairs))] == [row["document"] + SEPARATOR for row in ROWS[:4]]
+    assert [text(pairs.target(i)) for i in range(len(pairs))] == [row["summary"] for row in ROWS[:4]]
+    with pytest.raises(ValueError, match="2 of 2 pairs have no document or no target: prepare others"):
+        pair_set(prepared(tmp_path / "none", nothing))
+
+
 def test_a_data_set_without_pairs(write: Callable[..., str]) -> None:
-    with pytest.raises(ValueError, match=r"train holds no pairs: run .*train --target-column NAME"):
+    with pytest.raises(ValueError, match=r"train holds no pairs: run .* --target-column NAME --output .*train"):
         pair_set(write())
 
 
@@ -132,7 +147,10 @@ def test_settings_that_do_not_fit(write: Callable[..., str], folder: str, tmp_pa
     with pytest.raises(ValueError, match=r"data\.pairs\.test is not set"):
         data.pairs("test")
     lost = Pairs(str(tmp_path / "lost"), folder, max_length=64)
-    with pytest.raises(FileNotFoundError, match=r"lost does not exist: run python -m gca_lit\.data\.prepare"):
+    with pytest.raises(FileNotFoundError, match=r"lost does not exist: run .*prepare .*--target-column NAME --output"):
+        module(write, folder, mixture=rows, pairs=lost).setup("fit")
+    (tmp_path / "lost").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no finished data set: run .*prepare .*--target-column NAME --output"):
         module(write, folder, mixture=rows, pairs=lost).setup("fit")
     with pytest.raises(ValueError, match="no task to draw"):
         module(write, folder, mixture=rows, pairs=None)

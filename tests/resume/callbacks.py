@@ -45,6 +45,48 @@ class Record(Callback):
             file.write(json.dumps(line) + "\n")
 
 
+class RecordValidations(Callback):
+    """Appends a line for each validation of training: after how many batches and steps it came, and the exact loss."""
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        line = {
+            "batches": trainer.fit_loop.total_batch_idx + 1,
+            "step": trainer.global_step,
+            "epoch": trainer.current_epoch,
+            "logger_step": trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "loss": repr(trainer.callback_metrics["val_loss"].item()),
+        }
+        with open(Path(trainer.default_root_dir) / "validations.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class FaultInValidation(Callback):
+    """Ends the run when the validation behind batch `at` (from 0, over all epochs) starts, or `behind` it.
+
+    Args:
+        at: number of the batch.
+        kind: "raise", or the name of a signal.
+        behind: at the end of the validation instead.
+    """
+
+    def __init__(self, at: int, kind: str, behind: bool = False) -> None:
+        self.at, self.kind, self.behind = at, kind, behind
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if not self.behind:
+            self._end(trainer)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.behind:
+            self._end(trainer)
+
+    def _end(self, trainer: Trainer) -> None:
+        if trainer.fit_loop.total_batch_idx == self.at:
+            if self.kind == "raise":
+                _fail()
+            os.kill(os.getpid(), getattr(signal, self.kind))
+
+
 class Fault(Callback):
     """Ends or disturbs the run once batch `at` (from 0, over all epochs) has begun.
 

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,15 +61,32 @@ def test_both_ranks_skip_what_one_cannot_use(make_run: MakeRun) -> None:
 
 
 @pytest.mark.slow
-def test_one_rank_that_fails_ends_both_and_spoils_nothing(make_run: MakeRun) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_that_fails_ends_both_and_spoils_nothing(make_run: MakeRun, rank: int) -> None:
     unbroken, run = make_run("unbroken"), make_run("broken")
     ddp = ("--config", "configs/trainer/ddp_cpu.yaml", "--data.batch_size", "2", *SHORT)
     assert unbroken.finish(*ddp)[0] == 0
-    code, errors = run.finish(*ddp, fault(12, "raise", rank=1))
+    code, errors = run.finish(*ddp, fault(12, "raise", rank=rank))  # returns when both processes have ended
     assert code not in (0, 2) and "stopped on purpose" in errors
     assert run.checkpoints() == ["last-step=4.ckpt"]
     assert run.finish(*ddp, *LAST)[0] == 0
-    assert_same(run.lines(), unbroken.lines())
+    for number in (0, 1):
+        assert_same(run.lines(number), unbroken.lines(number))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_fails_ends_those_that_a_scheduler_has_started(make_run: MakeRun, rank: int) -> None:
+    run = make_run("run")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
+    ddp = ("--config", "configs/trainer/ddp_cpu.yaml", *SHORT, fault(12, "raise", rank=rank))
+    ranks = [run.start(*ddp, LOCAL_RANK=str(number), **place) for number in (0, 1)]
+    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [1, 1]
+    assert ["RuntimeError: stopped on purpose" in text for text in errors] == [rank == 0, rank == 1]
+    assert run.checkpoints() == ["last-step=4.ckpt"]
 
 
 def test_two_runs_in_one_directory(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
