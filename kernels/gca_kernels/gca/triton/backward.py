@@ -17,6 +17,24 @@ from gca_kernels.gca.triton.launch import LOG2_E, RUNTIME, Shape
 from gca_kernels.gca.triton.pairs import tile_pairs
 
 
+@triton.jit
+def read_piece(
+    q_tile, g_tile, k_at, v_at, row_lse, c, readable, scale, C: tl.constexpr, TILE_C: tl.constexpr, LOG2_E: tl.constexpr
+):  # fmt: skip
+    """Rows `c` of a chunk, at most TILE_C of them, from the pointers `k_at` and `v_at`.
+
+    -> their K, the probabilities of the queries over them, and the gradients of those.
+    """
+    inside = (c < C)[:, None] & readable
+    k_tile = tl.load(k_at, mask=inside, other=0.0)
+    v_tile = tl.load(v_at, mask=inside, other=0.0)
+    score = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
+    p = tl.exp2(score * (scale * LOG2_E) - row_lse[:, None])
+    if C % TILE_C:
+        p = tl.where((c < C)[None, :], p, 0.0)
+    return k_tile, p, tl.dot(g_tile, tl.trans(v_tile), input_precision="ieee")
+
+
 @triton.jit(do_not_specialize=RUNTIME)
 def query_kernel(
     q, k, v, ids, weights, lse, grad, grad_q, delta, grad_weights,
@@ -34,7 +52,6 @@ def query_kernel(
     c = tl.arange(0, TILE_C)
     d = tl.arange(0, TILE_D)
     inside = live[:, None] & (d < D)[None, :]
-    in_chunk = (c < C)[:, None] & (d < D)[None, :]
 
     q_tile = tl.load(
         q + batch * q_b + first_row * q_r + row_in_block * q_r + head * q_h + d[None, :], mask=inside, other=0.0
@@ -50,20 +67,33 @@ def query_kernel(
         chunk = tl.load(ids + slot_at + slot).to(tl.int64)
         filled = (chunk >= 0) & (chunk < chunks)
         weight = tl.load(weights + slot_at + slot, mask=filled, other=0.0).to(tl.float32)
-        k_tile = tl.load(k_at + chunk * k_n, mask=in_chunk & filled, other=0.0)
-        v_tile = tl.load(v_at + chunk * v_n, mask=in_chunk & filled, other=0.0)
+        readable = (d < D)[None, :] & filled
         row_lse = tl.load(lse + packed_at + slot * (packing * 16))
-        score = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
-        p = tl.exp2(score * (scale * LOG2_E) - row_lse[:, None])
-        if C < TILE_C:
-            p = tl.where((c < C)[None, :], p, 0.0)
-        grad_p = tl.dot(g_tile, tl.trans(v_tile), input_precision="ieee")
-        row_delta = tl.sum(p * grad_p, 1)
+        if C <= TILE_C:
+            k_tile, p, grad_p = read_piece(
+                q_tile, g_tile, k_at + chunk * k_n, v_at + chunk * v_n, row_lse, c, readable, scale, C, TILE_C, LOG2_E
+            )
+            row_delta = tl.sum(p * grad_p, 1)
+            grad_score = p * (grad_p - row_delta[:, None]) * weight
+            total = tl.dot(grad_score.to(k_tile.dtype), k_tile, total, input_precision="ieee")
+        else:  # walked twice, for the row sum of all pieces comes first
+            row_delta = tl.zeros([TILE], dtype=tl.float32)
+            for first in range(0, C, TILE_C):
+                k_tile, p, grad_p = read_piece(
+                    q_tile, g_tile, k_at + chunk * k_n + first * k_c, v_at + chunk * v_n + first * v_c, row_lse,
+                    first + c, readable, scale, C, TILE_C, LOG2_E,
+                )  # fmt: skip
+                row_delta += tl.sum(p * grad_p, 1)
+            for first in range(0, C, TILE_C):
+                k_tile, p, grad_p = read_piece(
+                    q_tile, g_tile, k_at + chunk * k_n + first * k_c, v_at + chunk * v_n + first * v_c, row_lse,
+                    first + c, readable, scale, C, TILE_C, LOG2_E,
+                )  # fmt: skip
+                grad_score = p * (grad_p - row_delta[:, None]) * weight
+                total = tl.dot(grad_score.to(k_tile.dtype), k_tile, total, input_precision="ieee")
         tl.store(delta + packed_at + slot * (packing * 16), row_delta)
         part = (slot_at + slot) * (HEADS // GROUP) * tiles + kv_head * tiles + tile
         tl.store(grad_weights + part, tl.sum(row_delta, 0))
-        grad_score = p * (grad_p - row_delta[:, None]) * weight
-        total = tl.dot(grad_score.to(k_tile.dtype), k_tile, total, input_precision="ieee")
     out_at = ((batch * rows + first_row) * HEADS + row_in_block * HEADS + head) * D + d[None, :]
     tl.store(grad_q + out_at, (total * scale).to(grad_q.dtype.element_ty), mask=inside)
 

@@ -16,6 +16,34 @@ from gca_kernels.gca.triton.launch import LOG2_E, RUNTIME, Shape
 from gca_kernels.gca.triton.pairs import tile_pairs
 
 
+@triton.jit
+def _walk_chunk(
+    q_tile, k_at, v_at, k_c, v_c, readable, scale_log2, offset,
+    C: tl.constexpr, OFFSET: tl.constexpr, TILE: tl.constexpr, TILE_C: tl.constexpr, TILE_D: tl.constexpr,
+):  # fmt: skip
+    """Softmax of a chunk that is longer than a tile, piece by piece.
+
+    -> the largest score so far times log2(e), the norm and the unnormalized output: of scores less that largest one.
+    """
+    c = tl.arange(0, TILE_C)
+    top = tl.full([TILE], 0.0 if OFFSET else float("-inf"), tl.float32)
+    norm = tl.zeros([TILE], dtype=tl.float32) + offset
+    part = tl.zeros([TILE, TILE_D], dtype=tl.float32)
+    for first in range(0, C, TILE_C):
+        inside = (first + c < C)[:, None] & readable
+        k_tile = tl.load(k_at + first * k_c, mask=inside, other=0.0)
+        v_tile = tl.load(v_at + first * v_c, mask=inside, other=0.0)
+        score = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
+        score = tl.where((first + c < C)[None, :], score, float("-inf"))
+        higher = tl.maximum(top, tl.max(score, 1) * scale_log2)
+        shrink = tl.exp2(top - higher)
+        p = tl.exp2(score * scale_log2 - higher[:, None])
+        norm = norm * shrink + tl.sum(p, 1)
+        part = tl.dot(p.to(v_tile.dtype), v_tile, part * shrink[:, None], input_precision="ieee")
+        top = higher
+    return top, norm, part
+
+
 @triton.jit(do_not_specialize=RUNTIME)
 def forward_kernel(
     q, k, v, ids, weights, out, lse,
@@ -47,21 +75,29 @@ def forward_kernel(
         chunk = tl.load(ids + slot_at + slot).to(tl.int64)
         filled = (chunk >= 0) & (chunk < chunks)
         weight = tl.load(weights + slot_at + slot, mask=filled, other=0.0).to(tl.float32)
-        k_tile = tl.load(k_at + chunk * k_n, mask=in_chunk & filled, other=0.0)
-        v_tile = tl.load(v_at + chunk * v_n, mask=in_chunk & filled, other=0.0)
-        score = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
-        if C < TILE_C:
-            score = tl.where((c < C)[None, :], score, float("-inf"))
-        top = tl.max(score, 1) * scale_log2
-        if OFFSET:
-            top = tl.maximum(top, 0.0)
-        p = tl.exp2(score * scale_log2 - top[:, None])
-        norm = tl.sum(p, 1)
-        if OFFSET:
-            norm += offset * tl.exp2(-top)
-        tl.store(lse_at + slot * (packing * 16), top + tl.log2(norm))
-        p = p * (weight / norm)[:, None]
-        total = tl.dot(p.to(v_tile.dtype), v_tile, total, input_precision="ieee")
+        if C <= TILE_C:
+            k_tile = tl.load(k_at + chunk * k_n, mask=in_chunk & filled, other=0.0)
+            v_tile = tl.load(v_at + chunk * v_n, mask=in_chunk & filled, other=0.0)
+            score = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
+            if C < TILE_C:
+                score = tl.where((c < C)[None, :], score, float("-inf"))
+            top = tl.max(score, 1) * scale_log2
+            if OFFSET:
+                top = tl.maximum(top, 0.0)
+            p = tl.exp2(score * scale_log2 - top[:, None])
+            norm = tl.sum(p, 1)
+            if OFFSET:
+                norm += offset * tl.exp2(-top)
+            tl.store(lse_at + slot * (packing * 16), top + tl.log2(norm))
+            p = p * (weight / norm)[:, None]
+            total = tl.dot(p.to(v_tile.dtype), v_tile, total, input_precision="ieee")
+        else:
+            top, norm, part = _walk_chunk(
+                q_tile, k_at + chunk * k_n, v_at + chunk * v_n, k_c, v_c, (d < D)[None, :] & filled, scale_log2, offset,
+                C, OFFSET, TILE, TILE_C, TILE_D,
+            )  # fmt: skip
+            tl.store(lse_at + slot * (packing * 16), top + tl.log2(norm))
+            total += part * (weight / norm)[:, None]
     out_at = ((batch * rows + first_row) * HEADS + row_in_block * HEADS + head) * D + d[None, :]
     tl.store(out + out_at, total.to(out.dtype.element_ty), mask=inside)
 
