@@ -25,6 +25,43 @@ def test_triton_refuses_fp64():
         gca_attention(**inputs(dtype=torch.float64), impl="triton")
 
 
+def test_triton_refuses_a_second_derivative():
+    a = inputs()
+    a["q"].requires_grad_(), a["chunk_k"].requires_grad_()
+    out = gca_attention(**a, impl="triton")
+    (gradient,) = torch.autograd.grad(out.square().sum(), a["q"], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"impl.*second derivative"):
+        torch.autograd.grad(gradient.sum(), a["chunk_k"])
+
+
+@pytest.mark.parametrize("name", ["chunk_k", "chunk_v"])
+def test_triton_refuses_rows_too_far_apart(name):
+    a = inputs(B=1, R=1, H=1, J=1, N=1, C=3, D=8, dtype=torch.float16)
+    a[name] = torch.empty_strided(a[name].shape, (8, 8, 2**30, 8, 1), dtype=torch.float16, device=DEVICE)
+    with pytest.raises(ValueError, match=rf"{name} has rows"):
+        gca_attention(**a, impl="triton")
+
+
+def test_triton_refuses_query_chunks_of_too_many_elements():
+    a = inputs(B=1, R=2, H=1, J=1, D=8, block=2)
+    rows = 2**28 + 1
+    a |= {"q": a["q"][:, :1].expand(1, rows, 1, 8), "block": rows}
+    with pytest.raises(ValueError, match="block takes"):
+        gca_attention(**a, impl="triton")
+
+
+def test_triton_refuses_more_programs_than_a_grid_holds():
+    with pytest.raises(ValueError, match="batch of 65536"):
+        gca_attention(**inputs(B=65_536, R=1, H=1, J=1, D=8, N=1, C=1, K=1), impl="triton")
+
+
+def test_an_index_needs_whole_numbers():
+    ids = inputs()["chunk_ids"]
+    for wrong, chunks, message in ((ids.float(), 5, "chunk_ids"), (ids[0], 5, "chunk_ids"), (ids, -1, "chunks")):
+        with pytest.raises(ValueError, match=message):
+            gca_index(wrong, chunks)
+
+
 @pytest.mark.parametrize("shape", [{"C": 257}, {"D": 257}], ids=str)
 def test_triton_names_its_limits(shape):
     with pytest.raises(ValueError, match=r"chunk_k.*256"):
@@ -51,6 +88,15 @@ def test_an_explicit_triton_never_falls_back():
     command = [sys.executable, "-c", SCRIPT]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert printed.startswith("refused:") and "impl" in printed and "TRITON_INTERPRET" in printed
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_changes_nothing(dtype, impl):
+    a = inputs()
+    with torch.autocast(DEVICE, dtype):
+        under = gca_attention(**a, impl=impl)
+    assert torch.equal(under, gca_attention(**a, impl=impl))
 
 
 def test_auto_takes_what_the_device_has():

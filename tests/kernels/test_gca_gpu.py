@@ -31,6 +31,12 @@ def test_other_sizes(C, D):
     assert_as_exact_as_reference(a, softmax_offset=1.0)
 
 
+@pytest.mark.parametrize(("C", "D"), [(63, 64), (128, 128), (200, 96), (256, 64), (256, 128), (256, 256)])
+def test_fp32_chunks_of_one_and_of_several_pieces(C, D):
+    a = inputs(B=2, R=300, H=8, J=2, D=D, N=9, C=C, K=4, block=65, start=31)
+    assert_as_exact_as_reference(a, softmax_offset=1.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_step_of_decoding(dtype):
     a = inputs(B=4, R=1, H=12, J=4, D=64, N=500, C=64, K=8, block=65, start=40, dtype=dtype)

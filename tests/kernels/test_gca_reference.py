@@ -1,9 +1,13 @@
 """The reference of grouped cross attention against a definition written with loops."""
 
+import math
+
 import pytest
 import torch
 
 from gca_kernels import gca_attention
+
+TABLES = ("q", "chunk_k", "chunk_v")
 
 
 def by_loops(q, k, v, ids, weights, block, start, scale, offset):
@@ -81,6 +85,19 @@ def test_gradients(offset):
     assert torch.autograd.gradcheck(op, leaves)
 
 
+def test_an_id_outside_the_table_reads_nothing():
+    q, k, v, ids, weights = inputs()
+    outside = torch.where(torch.arange(3) == 1, torch.tensor([5, -2, 2**40, 6])[:, None], ids)
+    out = gca_attention(q, k, v, outside, weights, block=4)
+    assert torch.equal(out, gca_attention(q, k, v, ids.masked_fill(torch.arange(3) == 1, -1), weights, block=4))
+
+
+def test_a_block_far_larger_than_the_rows_takes_no_memory():
+    q, k, v, ids, weights = inputs()
+    out = gca_attention(q, k, v, ids, weights, block=2**50, start=2**49)
+    torch.testing.assert_close(out, gca_attention(q, k, v, ids, weights, block=11))
+
+
 def test_low_precision_accumulates_in_fp32():
     q, k, v, ids, weights = inputs(C=64, D=32)
     expected = gca_attention(q, k, v, ids, weights, block=4)
@@ -102,7 +119,17 @@ def test_low_precision_accumulates_in_fp32():
         ({"start": lambda a: 4}, "start must lie"),
         ({"block": lambda a: 2}, "chunk_ids serve"),
         ({"softmax_offset": lambda a: -1.0}, "softmax_offset"),
+        ({"softmax_offset": lambda a: math.inf}, "softmax_offset"),
+        ({"scale": lambda a: 0.0}, "scale must be"),
+        ({"scale": lambda a: math.nan}, "scale must be"),
+        ({"scale": lambda a: 1e-50}, "scale must be"),
         ({"impl": lambda a: "cuda"}, "impl must be"),
+        ({"q": lambda a: a["q"].to_sparse()}, "q must be dense"),
+        ({"q": lambda a: a["q"][:, :, :0]}, "q must have heads"),
+        ({"q": lambda a: a["q"][..., :0], "chunk_k": lambda a: a["chunk_k"][..., :0]}, "chunk_k and chunk_v must both"),
+        ({"chunk_weights": lambda a: a["chunk_weights"].to(torch.float8_e5m2)}, "chunk_weights must be"),
+        ({name: lambda a, name=name: a[name].to(torch.float8_e5m2) for name in TABLES}, "q, chunk_k and chunk_v must"),
+        ({name: lambda a, name=name: a[name].to(torch.complex64) for name in TABLES}, "q, chunk_k and chunk_v must"),
     ],
 )
 def test_errors_name_the_argument(change, message):
@@ -111,3 +138,16 @@ def test_errors_name_the_argument(change, message):
     arguments |= {name: make(arguments) for name, make in change.items()}
     with pytest.raises(ValueError, match=message):
         gca_attention(**arguments)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{name: [1.0]} for name in ("q", "chunk_k", "chunk_v", "chunk_ids", "chunk_weights")]
+    + [{"block": 4.0}, {"start": None}, {"scale": torch.ones(())}, {"softmax_offset": "1"}, {"index": (1, 2, 3)}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_wrong_type_is_named(change):
+    q, k, v, ids, weights = inputs()
+    arguments = {"q": q, "chunk_k": k, "chunk_v": v, "chunk_ids": ids, "chunk_weights": weights, "block": 4}
+    with pytest.raises(TypeError, match=f"{next(iter(change))} must be"):
+        gca_attention(**(arguments | change))

@@ -44,6 +44,24 @@ def test_shapes(shape, dtype):
     assert_as_exact_as_reference(inputs(dtype=dtype, **shape))
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize(("C", "D"), [(70, 96), (128, 128), (200, 40), (256, 64), (256, 128)])
+def test_chunks_longer_than_a_tile_of_fp32(C, D, offset):
+    """One id repeats, one slot is empty, and the first query chunk lacks rows."""
+    a = inputs(B=1, R=6, H=2, J=1, C=C, D=D, N=3, start=3)
+    a["chunk_ids"][0] = torch.tensor([[1, 1, -1], [2, 0, 1], [-1, -1, 0]])
+    assert_as_exact_as_reference(a, softmax_offset=offset)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize(("first", "last"), [(-200.0, 200.0), (200.0, -200.0), (-400.0, -200.0)])
+def test_scores_that_change_along_a_long_chunk(first, last, offset):
+    a = inputs(B=1, R=3, H=1, J=1, C=200, D=8, K=2)
+    a["q"][..., 0] = 400
+    a["chunk_k"][..., 0] = torch.linspace(first / 400, last / 400, 200)[:, None]
+    assert_as_exact_as_reference(a, max(abs(first), abs(last)), scale=1.0, softmax_offset=offset)
+
+
 @pytest.mark.parametrize(("block", "start", "rows"), OFFSETS)
 def test_incomplete_first_and_last_query_chunks_and_single_rows(block, start, rows):
     assert_as_exact_as_reference(inputs(R=rows, block=block, start=start), scale=0.3)
@@ -92,6 +110,7 @@ CHANGES = {
     "zero weights": fill("chunk_weights", 0.0),
     "some zero weights": fill("chunk_weights", 0.0, (slice(None), slice(None), 1)),
     "negative weights": lambda a: a["chunk_weights"].sub_(0.5),
+    "ids outside the table": lambda a: a["chunk_ids"][:, 0].copy_(torch.tensor([5, -2, 2**40])),
     "int32 ids": lambda a: a.update(chunk_ids=a["chunk_ids"].int()),
     "weights in q's dtype": lambda a: a.update(chunk_weights=a["chunk_weights"].to(a["q"].dtype)),
 }
@@ -108,6 +127,12 @@ def test_ids_and_weights(change, dtype):
 def test_an_empty_table():
     a = inputs(N=0)
     ours = assert_as_exact_as_reference(a)
+    assert not any(x.any() for x in ours.values())
+
+
+@pytest.mark.parametrize("empty", ["B", "R", "K"])
+def test_sizes_of_zero(empty):
+    ours = assert_as_exact_as_reference(inputs(**{empty: 0}))
     assert not any(x.any() for x in ours.values())
 
 

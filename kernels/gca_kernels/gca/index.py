@@ -48,7 +48,14 @@ def gca_index(chunk_ids: Tensor, chunks: int) -> GCAIndex:
     Args:
         chunk_ids: int [B, Q, K], -1 in empty slots.
         chunks: entries of the chunk table, N.
+
+    Raises:
+        ValueError: chunk_ids are not as described, or chunks is negative.
     """
+    if chunk_ids.ndim != 3 or chunk_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"chunk_ids must be int64 or int32 [B, Q, K], got {chunk_ids.dtype} {tuple(chunk_ids.shape)}")
+    if chunks < 0:
+        raise ValueError(f"chunks must not be negative, got {chunks}")
     if chunk_ids.is_cuda:
         from gca_kernels.gca.triton.index import gca_index as on_device
 

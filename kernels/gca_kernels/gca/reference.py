@@ -26,26 +26,30 @@ def gca_attention(
 ) -> Tensor:
     """See `gca_kernels.gca.api.gca_attention`; differentiable in q, chunk_k, chunk_v and chunk_weights."""
     B, R, H, D = q.shape
+    if start + R <= block:  # one query chunk: only the rows there are
+        block, start = max(R, 1), 0
     if chunk_k.shape[1] == 0:  # an empty table reads as one chunk that nobody selects
+        chunk_ids = torch.full_like(chunk_ids, -1)
         chunk_k, chunk_v = (F.pad(table, (0, 0) * 3 + (0, 1)) for table in (chunk_k, chunk_v))
-    J = chunk_k.shape[3]
+    _, N, C, J, _ = chunk_k.shape
+    G = H // J
     Q, K = -(-(start + R) // block), chunk_ids.shape[-1]
     ids, weights = chunk_ids[:, :Q], chunk_weights[:, :Q]
-    filled = ids >= 0
-    entry = ids.clamp(min=0)
+    filled = (ids >= 0) & (ids < N)
+    entry = torch.where(filled, ids, 0)
 
-    q_blocks = F.pad(q, (0, 0, 0, 0, start, Q * block - start - R)).view(B, Q, block, J, H // J, D)
-    q_rows = q_blocks.permute(0, 1, 3, 4, 2, 5).reshape(B, Q, J, -1, D)  # [B, Q, J, G*S, D]
+    q_blocks = F.pad(q, (0, 0, 0, 0, start, Q * block - start - R)).view(B, Q, block, J, G, D)
+    q_rows = q_blocks.permute(0, 1, 3, 4, 2, 5).reshape(B, Q, J, G * block, D)
     k = _gather(chunk_k, entry)  # [B, Q, J, K*C, D]
     v = _gather(chunk_v, entry)
 
-    scores = (q_rows @ k.transpose(-1, -2) * scale).unflatten(-1, (K, -1))
+    scores = (q_rows @ k.transpose(-1, -2) * scale).unflatten(-1, (K, C))
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     weight = torch.where(filled, weights, 0.0)[:, :, None, None, :, None]
     if softmax_offset > 0:  # exp(s) / (n + sum exp(s)) = softmax(s) * sigmoid(logsumexp(s) - log n)
         weight = weight * (scores.logsumexp(-1, keepdim=True) - math.log(softmax_offset)).sigmoid()
     probs = (weight * scores.softmax(-1)).to(v.dtype).flatten(-2)
-    out = (probs @ v).view(B, Q, J, H // J, block, D).permute(0, 1, 4, 2, 3, 5)
+    out = (probs @ v).view(B, Q, J, G, block, D).permute(0, 1, 4, 2, 3, 5)
     return out.reshape(B, Q * block, H, D)[:, start : start + R]
 
 

@@ -15,24 +15,42 @@ from gca_kernels.gca.index import GCAIndex, piece_length
 from gca_kernels.gca.triton.blocks import chunk_blocks, pad, query_blocks
 from gca_kernels.gca.triton.launch import LOG2_E, RUNTIME, Shape
 from gca_kernels.gca.triton.pairs import tile_pairs
+from gca_kernels.gca.triton.pieces import load_piece
 
 
 @triton.jit
-def read_piece(
-    q_tile, g_tile, k_at, v_at, row_lse, c, readable, scale, C: tl.constexpr, TILE_C: tl.constexpr, LOG2_E: tl.constexpr
+def probabilities(
+    q_tile, g_tile, k_tile, v_tile, row_lse, c, scale, C: tl.constexpr, TILE_C: tl.constexpr, LOG2_E: tl.constexpr
 ):  # fmt: skip
-    """Rows `c` of a chunk, at most TILE_C of them, from the pointers `k_at` and `v_at`.
-
-    -> their K, the probabilities of the queries over them, and the gradients of those.
-    """
-    inside = (c < C)[:, None] & readable
-    k_tile = tl.load(k_at, mask=inside, other=0.0)
-    v_tile = tl.load(v_at, mask=inside, other=0.0)
+    """-> of each pair the probabilities of the rows `c` of a chunk, a tile of them, and the gradients of those."""
     score = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
     p = tl.exp2(score * (scale * LOG2_E) - row_lse[:, None])
     if C % TILE_C:
         p = tl.where((c < C)[None, :], p, 0.0)
-    return k_tile, p, tl.dot(g_tile, tl.trans(v_tile), input_precision="ieee")
+    return p, tl.dot(g_tile, tl.trans(v_tile), input_precision="ieee")
+
+
+@triton.jit
+def gradients_in_pieces(
+    q_tile, g_tile, k_at, v_at, k_c, v_c, filled, row_lse, weight, total, scale,
+    C: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr, TILE_C: tl.constexpr, TILE_D: tl.constexpr,
+    LOG2_E: tl.constexpr,
+):  # fmt: skip
+    """One slot whose chunk is longer than a tile: it is walked twice, for delta is a sum over all of it.
+
+    -> delta of each pair, and `total` with the slot's share of the gradient of q.
+    """
+    row_delta = tl.zeros([TILE], dtype=tl.float32)
+    for first in range(0, C, TILE_C):
+        c, k_tile, v_tile = load_piece(k_at, v_at, first, k_c, v_c, filled, C, D, TILE_C, TILE_D)
+        p, grad_p = probabilities(q_tile, g_tile, k_tile, v_tile, row_lse, c, scale, C, TILE_C, LOG2_E)
+        row_delta += tl.sum(p * grad_p, 1)
+    for first in range(0, C, TILE_C):
+        c, k_tile, v_tile = load_piece(k_at, v_at, first, k_c, v_c, filled, C, D, TILE_C, TILE_D)
+        p, grad_p = probabilities(q_tile, g_tile, k_tile, v_tile, row_lse, c, scale, C, TILE_C, LOG2_E)
+        grad_score = p * (grad_p - row_delta[:, None]) * weight
+        total = tl.dot(grad_score.to(k_tile.dtype), k_tile, total, input_precision="ieee")
+    return row_delta, total
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -52,6 +70,7 @@ def query_kernel(
     c = tl.arange(0, TILE_C)
     d = tl.arange(0, TILE_D)
     inside = live[:, None] & (d < D)[None, :]
+    in_chunk = (c < C)[:, None] & (d < D)[None, :]
 
     q_tile = tl.load(
         q + batch * q_b + first_row * q_r + row_in_block * q_r + head * q_h + d[None, :], mask=inside, other=0.0
@@ -67,33 +86,24 @@ def query_kernel(
         chunk = tl.load(ids + slot_at + slot).to(tl.int64)
         filled = (chunk >= 0) & (chunk < chunks)
         weight = tl.load(weights + slot_at + slot, mask=filled, other=0.0).to(tl.float32)
-        readable = (d < D)[None, :] & filled
-        row_lse = tl.load(lse + packed_at + slot * (packing * 16))
         if C <= TILE_C:
-            k_tile, p, grad_p = read_piece(
-                q_tile, g_tile, k_at + chunk * k_n, v_at + chunk * v_n, row_lse, c, readable, scale, C, TILE_C, LOG2_E
-            )
+            k_tile = tl.load(k_at + chunk * k_n, mask=in_chunk & filled, other=0.0)
+            v_tile = tl.load(v_at + chunk * v_n, mask=in_chunk & filled, other=0.0)
+            row_lse = tl.load(lse + packed_at + slot * (packing * 16))
+            p, grad_p = probabilities(q_tile, g_tile, k_tile, v_tile, row_lse, c, scale, C, TILE_C, LOG2_E)
             row_delta = tl.sum(p * grad_p, 1)
-            grad_score = p * (grad_p - row_delta[:, None]) * weight
-            total = tl.dot(grad_score.to(k_tile.dtype), k_tile, total, input_precision="ieee")
-        else:  # walked twice, for the row sum of all pieces comes first
-            row_delta = tl.zeros([TILE], dtype=tl.float32)
-            for first in range(0, C, TILE_C):
-                k_tile, p, grad_p = read_piece(
-                    q_tile, g_tile, k_at + chunk * k_n + first * k_c, v_at + chunk * v_n + first * v_c, row_lse,
-                    first + c, readable, scale, C, TILE_C, LOG2_E,
-                )  # fmt: skip
-                row_delta += tl.sum(p * grad_p, 1)
-            for first in range(0, C, TILE_C):
-                k_tile, p, grad_p = read_piece(
-                    q_tile, g_tile, k_at + chunk * k_n + first * k_c, v_at + chunk * v_n + first * v_c, row_lse,
-                    first + c, readable, scale, C, TILE_C, LOG2_E,
-                )  # fmt: skip
-                grad_score = p * (grad_p - row_delta[:, None]) * weight
-                total = tl.dot(grad_score.to(k_tile.dtype), k_tile, total, input_precision="ieee")
+        else:
+            row_lse = tl.load(lse + packed_at + slot * (packing * 16))
+            row_delta, total = gradients_in_pieces(
+                q_tile, g_tile, k_at + chunk * k_n, v_at + chunk * v_n, k_c, v_c, filled, row_lse, weight, total, scale,
+                C, D, TILE, TILE_C, TILE_D, LOG2_E,
+            )  # fmt: skip
         tl.store(delta + packed_at + slot * (packing * 16), row_delta)
         part = (slot_at + slot) * (HEADS // GROUP) * tiles + kv_head * tiles + tile
         tl.store(grad_weights + part, tl.sum(row_delta, 0))
+        if C <= TILE_C:
+            grad_score = p * (grad_p - row_delta[:, None]) * weight
+            total = tl.dot(grad_score.to(k_tile.dtype), k_tile, total, input_precision="ieee")
     out_at = ((batch * rows + first_row) * HEADS + row_in_block * HEADS + head) * D + d[None, :]
     tl.store(grad_q + out_at, (total * scale).to(grad_q.dtype.element_ty), mask=inside)
 
@@ -245,7 +255,7 @@ def backward(
             q, k, v, weights, lse, grad, delta, *index, grad_k, grad_v, partial, *sizes, tables, length,
             **constants, **blocks.options,
         )  # fmt: skip
-        size = grad_k[0, 0].numel()
+        size = k.shape[2:].numel()
         sum_kernel[(tables, triton.cdiv(size, 4096))](
             index.runs, partial, grad_k, grad_v, places, shape.chunks, tables, length,
             SIZE=size, TILE=4096, num_warps=8,

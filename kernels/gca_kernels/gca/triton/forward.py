@@ -1,6 +1,7 @@
 """The forward kernel: one program owns a tile of query rows and walks the slots of their query chunk.
 
 A tile counts pairs (row, query head) of one K/V head, row slowest, so that all heads of a group read K and V once.
+Where a chunk fits one tile its softmax is taken at once, else piece by piece.
 The log-sum-exp of each pair and slot, base 2, is kept for the backward pass, packed by pairs (see `launch.Shape`).
 """
 
@@ -14,34 +15,33 @@ from torch import Tensor
 from gca_kernels.gca.triton.blocks import forward_blocks, pad
 from gca_kernels.gca.triton.launch import LOG2_E, RUNTIME, Shape
 from gca_kernels.gca.triton.pairs import tile_pairs
+from gca_kernels.gca.triton.pieces import load_piece
 
 
 @triton.jit
-def _walk_chunk(
-    q_tile, k_at, v_at, k_c, v_c, readable, scale_log2, offset,
-    C: tl.constexpr, OFFSET: tl.constexpr, TILE: tl.constexpr, TILE_C: tl.constexpr, TILE_D: tl.constexpr,
+def attend_in_pieces(
+    q_tile, k_at, v_at, k_c, v_c, filled, scale_log2, offset,
+    C: tl.constexpr, D: tl.constexpr, OFFSET: tl.constexpr,
+    TILE: tl.constexpr, TILE_C: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
-    """Softmax of a chunk that is longer than a tile, piece by piece.
+    """The softmax of one slot over a chunk that is longer than a tile, whose first rows `k_at` and `v_at` point to.
 
-    -> the largest score so far times log2(e), the norm and the unnormalized output: of scores less that largest one.
+    -> largest score of each pair, base 2, the norm, and the output times the norm: both relative to that score.
     """
-    c = tl.arange(0, TILE_C)
-    top = tl.full([TILE], 0.0 if OFFSET else float("-inf"), tl.float32)
+    top = tl.full([TILE], 0.0 if OFFSET else float("-inf"), dtype=tl.float32)
     norm = tl.zeros([TILE], dtype=tl.float32) + offset
-    part = tl.zeros([TILE, TILE_D], dtype=tl.float32)
+    total = tl.zeros([TILE, TILE_D], dtype=tl.float32)
     for first in range(0, C, TILE_C):
-        inside = (first + c < C)[:, None] & readable
-        k_tile = tl.load(k_at + first * k_c, mask=inside, other=0.0)
-        v_tile = tl.load(v_at + first * v_c, mask=inside, other=0.0)
+        c, k_tile, v_tile = load_piece(k_at, v_at, first, k_c, v_c, filled, C, D, TILE_C, TILE_D)
         score = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
-        score = tl.where((first + c < C)[None, :], score, float("-inf"))
+        score = tl.where((c < C)[None, :], score, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1) * scale_log2)
         shrink = tl.exp2(top - higher)
         p = tl.exp2(score * scale_log2 - higher[:, None])
         norm = norm * shrink + tl.sum(p, 1)
-        part = tl.dot(p.to(v_tile.dtype), v_tile, part * shrink[:, None], input_precision="ieee")
+        total = tl.dot(p.to(v_tile.dtype), v_tile, total * shrink[:, None], input_precision="ieee")
         top = higher
-    return top, norm, part
+    return top, norm, total
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -92,9 +92,9 @@ def forward_kernel(
             p = p * (weight / norm)[:, None]
             total = tl.dot(p.to(v_tile.dtype), v_tile, total, input_precision="ieee")
         else:
-            top, norm, part = _walk_chunk(
-                q_tile, k_at + chunk * k_n, v_at + chunk * v_n, k_c, v_c, (d < D)[None, :] & filled, scale_log2, offset,
-                C, OFFSET, TILE, TILE_C, TILE_D,
+            top, norm, part = attend_in_pieces(
+                q_tile, k_at + chunk * k_n, v_at + chunk * v_n, k_c, v_c, filled, scale_log2, offset,
+                C, D, OFFSET, TILE, TILE_C, TILE_D,
             )  # fmt: skip
             tl.store(lse_at + slot * (packing * 16), top + tl.log2(norm))
             total += part * (weight / norm)[:, None]

@@ -45,7 +45,7 @@ def _backward(
     if entries is None or runs is None or cuts is None:
         index = gca_index(ids, k.shape[1])
     else:
-        index = GCAIndex(entries, runs, cuts)
+        index = GCAIndex(entries.contiguous(), runs.contiguous(), cuts.contiguous())
     return backward_kernels.backward(
         grad.contiguous(), q, k, v, ids.contiguous(), weights.contiguous(), lse, index, block, start, scale
     )
@@ -72,11 +72,22 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        gradients = torch.ops.gca_kernels.backward.default(
-            grads[0], *ctx.saved_tensors, ctx.block, ctx.start, ctx.scale
-        )
-        grad_q, grad_k, grad_v, grad_weights = gradients
+        # in grad mode somebody may differentiate the gradients: they must not look like constants
+        gradients = _Gradients.apply if torch.is_grad_enabled() else torch.ops.gca_kernels.backward.default
+        grad_q, grad_k, grad_v, grad_weights = gradients(grads[0], *ctx.saved_tensors, ctx.block, ctx.start, ctx.scale)
         return grad_q, grad_k, grad_v, None, grad_weights, *(None,) * 7
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward pass, once: its own derivative is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return torch.ops.gca_kernels.backward.default(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        raise RuntimeError('impl="triton" has no second derivative: use impl="reference"')
 
 
 for _device in ("CUDA", "CPU"):  # on the CPU the kernels run in Triton's interpreter
