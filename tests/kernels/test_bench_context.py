@@ -52,7 +52,7 @@ def test_a_context_is_read_and_continued(tiny, backend, full, monkeypatch):
     assert row["decode_tokens_per_s"] >= 1e3 / row["slowest_token_ms"]
     assert (row["state_host_gb"] > 0) == (backend == "gca")
     chunks = LENGTH // 63 if backend == "gca" else 0
-    assert row["landmarks_gb"] == chunks * 16 * torch.float32.itemsize / 1e9 <= row["state_device_gb"]
+    assert row["landmarks_gb"] == chunks * 16 * torch.bfloat16.itemsize / 1e9 <= row["state_device_gb"]
 
 
 def test_the_store_is_the_one_given(tiny):
