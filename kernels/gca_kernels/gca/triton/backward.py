@@ -177,7 +177,7 @@ def chunk_kernel(
         q_tile = tl.load(q_at + first_row * q_r + (row_in_block * q_r + head * q_h), mask=inside, other=0.0)
         g_tile = tl.load(g_at + first_row * g_r + (row_in_block * g_r + head * g_h), mask=inside, other=0.0)
         row_lse = tl.load(lse + packed_at)
-        row_delta = tl.load(delta + packed_at)
+        row_delta = tl.load(delta + packed_at, mask=live, other=0.0)
         weight = tl.load(weights + entry, mask=in_use, other=0.0).to(tl.float32)
         score = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")
         p = tl.exp2(score * (scale * LOG2_E) - row_lse[None, :])
@@ -238,9 +238,9 @@ def backward(
 
     blocks = query_blocks(shape.pairs, shape.chunk_rows, shape.head_width, q.element_size())
     tiles = triton.cdiv(shape.pairs, blocks.rows)
-    grad_q, delta = q.new_empty(q.shape), torch.zeros_like(lse)
-    grad_weights = lse.new_zeros(*ids.shape, shape.kv_heads * tiles)
-    query_kernel[(shape.queries_in_use * tiles, shape.batch * shape.kv_heads)](
+    grad_q, delta = q.new_empty(q.shape), torch.empty_like(lse)
+    grad_weights = lse.new_empty(*ids.shape, shape.kv_heads * tiles)
+    query_kernel[(shape.queries * tiles, shape.batch * shape.kv_heads)](
         q, k, v, ids, weights, lse, grad, grad_q, delta, grad_weights, *sizes, **constants, **blocks.options
     )
 

@@ -59,7 +59,7 @@ class Shape(NamedTuple):
     def packed(self) -> tuple[int, ...]:
         """Shape of what is kept per pair and slot.
 
-        It begins as zeros: no program writes the pairs behind the last tile of a query chunk, nor those of query chunks
-        without rows, but the chunk kernel reads them.
+        The log-sum-exp begins as zeros: no program writes the pairs behind the last tile of a query chunk, nor those
+        of query chunks without rows, but the chunk kernel reads them.
         """
         return self.batch, self.kv_heads, self.queries, self.slots, self.packing * 16
