@@ -89,7 +89,8 @@ class FileTokenizer:
         self.identity = hashlib.sha256(content).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        return self.encode_batch([text])[0].tolist()
+        encodings = (self._backend.encode(piece, add_special_tokens=False) for piece in cut_text(text))
+        return [token for encoding in encodings for token in encoding.ids]
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         dtype = id_type(self.vocab_size)

@@ -61,7 +61,7 @@ def query_kernel(
     HEADS: tl.constexpr, GROUP: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
     TILE: tl.constexpr, TILE_C: tl.constexpr, TILE_D: tl.constexpr, LOG2_E: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(block * GROUP, TILE)
+    tiles = packing * 16 // TILE
     query = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
     batch = (tl.program_id(1) // (HEADS // GROUP)).to(tl.int64)
@@ -177,7 +177,7 @@ def chunk_kernel(
         q_tile = tl.load(q_at + first_row * q_r + (row_in_block * q_r + head * q_h), mask=inside, other=0.0)
         g_tile = tl.load(g_at + first_row * g_r + (row_in_block * g_r + head * g_h), mask=inside, other=0.0)
         row_lse = tl.load(lse + packed_at)
-        row_delta = tl.load(delta + packed_at, mask=live, other=0.0)
+        row_delta = tl.load(delta + packed_at)
         weight = tl.load(weights + entry, mask=in_use, other=0.0).to(tl.float32)
         score = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")
         p = tl.exp2(score * (scale * LOG2_E) - row_lse[None, :])
@@ -237,7 +237,7 @@ def backward(
     }  # fmt: skip
 
     blocks = query_blocks(shape.pairs, shape.chunk_rows, shape.head_width, q.element_size())
-    tiles = triton.cdiv(shape.pairs, blocks.rows)
+    tiles = shape.tiles(blocks.rows)
     grad_q, delta = q.new_empty(q.shape), torch.empty_like(lse)
     grad_weights = lse.new_empty(*ids.shape, shape.kv_heads * tiles)
     query_kernel[(shape.queries * tiles, shape.batch * shape.kv_heads)](

@@ -52,7 +52,7 @@ def forward_kernel(
     HEADS: tl.constexpr, GROUP: tl.constexpr, C: tl.constexpr, D: tl.constexpr, OFFSET: tl.constexpr,
     TILE: tl.constexpr, TILE_C: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(block * GROUP, TILE)
+    tiles = packing * 16 // TILE
     query = tl.program_id(0) // tiles
     batch = (tl.program_id(1) // (HEADS // GROUP)).to(tl.int64)
     kv_head = (tl.program_id(1) % (HEADS // GROUP)).to(tl.int64)
@@ -108,9 +108,9 @@ def forward(
     """-> (output [B, R, H, D], log-sum-exp, packed)."""
     shape = Shape.of(q, k, ids, block, start)
     out = q.new_empty(q.shape)
-    lse = q.new_zeros(shape.packed, dtype=torch.float32)
+    lse = q.new_empty(shape.packed, dtype=torch.float32)
     blocks = forward_blocks(shape.pairs, shape.chunk_rows, shape.head_width, q.element_size())
-    grid = (shape.queries_in_use * triton.cdiv(shape.pairs, blocks.rows), shape.batch * shape.kv_heads)
+    grid = (shape.queries * shape.tiles(blocks.rows), shape.batch * shape.kv_heads)
     forward_kernel[grid](
         q, k, v, ids, weights, out, lse,
         *q.stride()[:3], *k.stride()[:4], *v.stride()[:4],

@@ -47,19 +47,15 @@ class Shape(NamedTuple):
         return self.block * self.group
 
     @property
-    def queries_in_use(self) -> int:
-        return -(-(self.start + self.rows) // self.block)
-
-    @property
     def packing(self) -> int:
         """Sixteens of pairs that are kept for a query chunk and slot: whole tiles, whatever their size."""
         return pad(self.pairs) // 16 if self.pairs <= 128 else -(-self.pairs // 128) * 8
 
     @property
     def packed(self) -> tuple[int, ...]:
-        """Shape of what is kept per pair and slot.
-
-        The log-sum-exp begins as zeros: no program writes the pairs behind the last tile of a query chunk, nor those
-        of query chunks without rows, but the chunk kernel reads them.
-        """
+        """Shape of what is kept per pair and slot; every place of it is written, for pairs that do not exist, too."""
         return self.batch, self.kv_heads, self.queries, self.slots, self.packing * 16
+
+    def tiles(self, rows: int) -> int:
+        """Tiles of `rows` pairs, a power of two up to 128, for one query chunk and K/V head."""
+        return self.packing * 16 // rows
