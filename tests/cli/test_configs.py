@@ -30,6 +30,8 @@ AXES = ("attention", "model", "data", "trainer", "eval")
 OVERLAYS = [path for axis in AXES for path in sorted((CONFIGS / axis).glob("*.yaml"))]
 EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
 NEEDLE, NEEDLES = CONFIGS / "experiment" / "needle_16k_6m.yaml", sorted((CONFIGS / "experiment/needle").glob("*.yaml"))
+FOUR_TASKS = CONFIGS / "experiment" / "needle" / "four_tasks.yaml"
+BEHIND_FOUR_TASKS = ("hops", "longer_chunks", "numbers", "last", "hard")
 PAIRS = [pair for pair in combinations(OVERLAYS, 2) if pair[0].parent != pair[1].parent]
 DEMO = sorted((CONFIGS / "demo").glob("*.yaml"))
 BASE, DEMO_BASE = CONFIGS / "base.yaml", CONFIGS / "demo.yaml"
@@ -39,8 +41,8 @@ STACKS = [
     *((BASE, one) for one in OVERLAYS),
     *((BASE, *pair) for pair in PAIRS),
     *((BASE, one) for one in EXPERIMENTS),
-    *((NEEDLE, one) for one in NEEDLES),
-    (NEEDLE, *(CONFIGS / "experiment/needle" / f"{stage}.yaml" for stage in ("keys", "hops", "three_tasks", "hard"))),
+    *((NEEDLE, one) for one in NEEDLES if one.stem not in BEHIND_FOUR_TASKS),
+    *((NEEDLE, FOUR_TASKS, FOUR_TASKS.with_name(f"{stage}.yaml")) for stage in BEHIND_FOUR_TASKS),
     *((DEMO_BASE, one) for one in [*DEMO, *OVERLAYS] if one.parent.name in ("demo", "trainer", "eval")),
 ]
 ALWAYS = (
