@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 import yaml
 from jsonargparse import set_loader
@@ -19,7 +19,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_module
 
 from gca_lit.callbacks import (
@@ -35,19 +34,16 @@ from gca_lit.callbacks import (
     SkipNonFinite,
     Throughput,
 )
-from gca_lit.checkpointing import NotSaved, WholeCheckpointIO, check_checkpoint, is_remote, newest
+from gca_lit.checkpointing import WholeCheckpointIO, check_checkpoint, is_remote, newest
 from gca_lit.data.datamodule import ArrowDataModule
-from gca_lit.data.stream import dead_worker
+from gca_lit.exits import MISTAKES, TRACEBACK, end, lost
 from gca_lit.module import CausalLM
+from gca_lit.parsing import Parser, Refused, make
 from gca_lit.run_directory import KeepConfig, RunLock
 from gca_lit.trainer import GeneratingTrainer
-from gca_lit.usage import UsageError, explain, load_yaml
+from gca_lit.usage import UsageError, load_yaml
 from gca_lit.weights_file import SUFFIX
 
-T = TypeVar("T")
-TRACEBACK = "GCA_LIT_TRACEBACK"
-MISTAKES = (UsageError, ValueError, OSError, ImportError, MisconfigurationException)
-"""What a person can mend before the first batch: answered with one line."""
 WORDS = ("last", "best", "hpc", "registry")
 """What --ckpt_path takes beside a path."""
 
@@ -71,29 +67,11 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        if message := _lost(error):
-            _end(message, 1, error)
+        if message := lost(error):
+            end(message, 1, error)
         if begun.at_work or not isinstance(error, MISTAKES):
             raise
-        _end(str(error), 2, error)
-
-
-class Parser(LightningArgumentParser):
-    """Raises UsageError with a short message instead of printing the usage."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().parse_path(cfg_path, *args, **kwargs)
-        except UsageError as error:
-            raise UsageError(f"{cfg_path}: {error}") from error
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:
-            super().error(message, ex)
-        raise UsageError(explain(message, getattr(ex, "subcommand_parser", None) or self)) from ex
+        end(str(error), 2, error)
 
 
 class CLI(LightningCLI):
@@ -145,12 +123,12 @@ class CLI(LightningCLI):
         if self.subcommand == "fit" and path is not None and Path(path).suffix == SUFFIX:
             raise UsageError(f"{path} holds weights alone, training cannot go on from it: set model.init_from instead")
         self.parser.add_instantiator(self._make_logger, Logger, subclasses=True)
-        self.parser.add_instantiator(_make, object, subclasses=True)
+        self.parser.add_instantiator(make, object, subclasses=True)
 
     def instantiate_classes(self) -> None:
         try:
             return super().instantiate_classes()
-        except _Refused as refused:
+        except Refused as refused:
             error = refused.error
         raise error
 
@@ -223,30 +201,15 @@ class CLI(LightningCLI):
             if place is not None and str(place).startswith(scheme):
                 settings[name] = scheme + os.path.join(root, str(place).removeprefix(scheme))
         try:
-            return _make(cls, *args, applied_instantiation_links=applied_instantiation_links, **settings)
+            return make(cls, *args, applied_instantiation_links=applied_instantiation_links, **settings)
         except ModuleNotFoundError as error:
             if os.environ.get(TRACEBACK):
                 raise
-            _end(f"{cls.__name__} needs a package that is not installed: {error}", 2, error)
+            end(f"{cls.__name__} needs a package that is not installed: {error}", 2, error)
 
     def predict(self, **kwargs: Any) -> None:
         """Predictions go to a file, batch by batch."""
         self.trainer.predict(**kwargs, return_predictions=False)
-
-
-class _Refused(BaseException):
-    """What a class says of its settings, on its way past jsonargparse: where a setting can have several types, that
-    would try the others too and complain about all of them."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-def _make(cls: type[T], *args: Any, applied_instantiation_links: Any, **settings: Any) -> T:
-    try:
-        return cls(*args, **settings)
-    except (ValueError, OSError, MisconfigurationException) as error:
-        raise _Refused(error) from error
 
 
 def _in_utf_8() -> None:
@@ -257,25 +220,6 @@ def _in_utf_8() -> None:
     encoding = codecs.lookup(locale.getencoding()).name
     if encoding != "utf-8" and not sys.flags.utf8_mode and os.environ.get("PYTHONUTF8") != "1":
         os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONUTF8": "1"})
-
-
-def _lost(error: BaseException | None) -> str | None:
-    """What to say of a full disk or a dead data-loader worker, None for other errors.
-
-    The death of a worker is raised wherever training is, and code there may make it an error of its own.
-    """
-    while error is not None:
-        if isinstance(error, NotSaved):
-            return str(error)
-        if isinstance(error, RuntimeError) and (death := dead_worker(error)):
-            return death
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _end(message: str, code: int, error: Exception) -> NoReturn:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    raise SystemExit(code) from error
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:

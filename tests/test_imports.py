@@ -91,6 +91,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "gca_lit.checkpointing": ({"gca_lit.weights_file", "gca_lit.whole_file"}, {"lightning", "torch"}),
     "gca_lit.export": ({"gca_lit.checkpointing", "gca_lit.weights_file"}, {"torch"}),
     "gca_lit.run_directory": (set(), {"lightning"}),
+    "gca_lit.exits": ({"gca_lit.checkpointing", "gca_lit.data.stream", "gca_lit.usage"}, {"lightning"}),
+    "gca_lit.parsing": ({"gca_lit.usage"}, {"lightning"}),
     "gca_lit.callbacks": (
         {
             "gca_lit.checkpointing",

@@ -1,4 +1,4 @@
-"""The data module: splits, training blocks, task rows and length stages, with one position to resume from."""
+"""The data module: its settings, and the loaders of every split."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -7,15 +7,15 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from gca_lit.data import predict as prediction
-from gca_lit.data.curriculum import LengthRule, Switch, check_length, check_stages, length_at
+from gca_lit.data.curriculum import LengthRule
 from gca_lit.data.haystack import BookHaystack
 from gca_lit.data.mixture import Mixture, RowMaker, RowTask
-from gca_lit.data.order import Order, ShardOrder
-from gca_lit.data.pairs import PREPARE_PAIRS, Pairs, PairSet, PairTask
+from gca_lit.data.order import ShardOrder
+from gca_lit.data.pairs import Pairs, PairSet, PairTask
 from gca_lit.data.predict import Predict, PredictItems
+from gca_lit.data.progress import Pace, Progress, known_stages
 from gca_lit.data.shard_cache import Cache
-from gca_lit.data.shard_format import PREPARE
-from gca_lit.data.shards import ShardReader
+from gca_lit.data.splits import Splits
 from gca_lit.data.stream import HORIZON, PREFETCH, Batches, BlockRows, BlockStream, TrainBatches, in_sequence
 from gca_lit.data.tokenizers import load_tokenizer
 from gca_lit.tasks.base import Task
@@ -82,12 +82,7 @@ class ArrowDataModule(LightningDataModule):
             raise ValueError(f"shuffle_shards must be 1 or more, or null to shuffle all blocks, not {shuffle_shards}")
         if not 0 <= num_workers * PREFETCH <= HORIZON:
             raise ValueError(f"num_workers must be 0 to {HORIZON // PREFETCH}, not {num_workers}")
-        if stages is not None and growth is not None:
-            raise ValueError("stages and growth both decide the row length: give one of them")
-        if stages is not None:
-            check_stages(stages, train_length)
-        if growth is not None:
-            check_length(growth.start, train_length)
+        self._stages = known_stages(stages, growth, train_length)
         self.paths = {"train": train, "val": val, "test": test}
         self.train_length = train_length
         self.tokenizer = load_tokenizer(tokenizer)
@@ -95,7 +90,6 @@ class ArrowDataModule(LightningDataModule):
         self.tokenizer_id = f"{self.tokenizer.name} {self.tokenizer.identity[:12]}"
         self.batch_size = batch_size
         self._pairs = None if pairs is None else PairTask(pairs, seed)
-        self._pair_sets: dict[str, PairSet] = {}
         row_tasks: list[RowTask] = [task.bind(seed, self.tokenizer.encode, align) for task in tasks]
         row_tasks += [] if self._pairs is None else [self._pairs]
         self.task_names = [task.name for task in row_tasks]
@@ -108,16 +102,11 @@ class ArrowDataModule(LightningDataModule):
         self.seed = seed
         self._tasks = list(tasks)
         self._shuffle_shards = shuffle_shards
-        self._cache = cache
-        self._stages = (
-            [(0, growth.start)] if growth else [(step, length) for step, length in stages or [(0, train_length)]]
-        )
         self._reset_at_document = reset_at_document
         self._num_workers = num_workers
-        self._verify = verify
         self._predict = predict
-        self._readers: dict[str, ShardReader] = {}
-        self._stream: BlockStream | None = None
+        self._splits = Splits(self.paths, pairs, self.tokenizer, verify, cache)
+        self._progress: Progress | None = None
         self._loaders: list[Batches] = []
         self._rows = RowMaker(mixture, row_tasks, seed ^ _ROWS)
         self._rows.check_length(min(length for _, length in self._stages))
@@ -125,14 +114,12 @@ class ArrowDataModule(LightningDataModule):
     @property
     def stage_length(self) -> int:
         """Tokens of a training row now: in the batch handed out last, or in the first one."""
-        if self._stream is None:
-            return self._stages[0][1]
-        return length_at(self._stream.switches, max(0, self._stream.position - 1))
+        return self._stages[0][1] if self._progress is None else self._progress.length
 
     @property
     def switch_pending(self) -> bool:
         """Whether a switch to another row length is still to come."""
-        return self._training().switches[-1][1] != self.stage_length
+        return self._training().switch_pending
 
     def switch_length(self, length: int) -> int:
         """Make rows `length` tokens long, as soon as no worker can be ahead. Call it on every rank at the same step.
@@ -140,21 +127,17 @@ class ArrowDataModule(LightningDataModule):
         Returns the position (blocks consumed) from which it holds. Raises ValueError when `length` does not divide the
         training length.
         """
-        check_length(length, self.train_length)
-        stream = self._training()
-        position = stream.position + HORIZON * self._global_batch
-        stream.switch(length, position)
-        return position
+        return self._training().switch(length)
 
     @property
     def epoch_steps(self) -> int:
         """Whole optimizer steps that the blocks allow, at least one."""
-        return max(1, self._training().blocks // (self._global_batch * self._accumulate))
+        return self._training().epoch_steps
 
     @property
     def steps_done(self) -> int:
         """Optimizer steps that would consume as many blocks as training has consumed, with the settings of this run."""
-        return self._training().position // (self._global_batch * self._accumulate)
+        return self._training().steps_done
 
     def tasks(self, placement: Literal["chunk", "end"], seed: int) -> list[Task]:
         """The tasks bound for evaluation. Raises ValueError for "chunk" without `align`."""
@@ -166,41 +149,29 @@ class ArrowDataModule(LightningDataModule):
 
     def haystack(self, split: Literal["train", "val", "test"], seed: int) -> BookHaystack:
         """The documents of a split as text to hide needles in."""
-        return BookHaystack(self._reader(split), seed)
+        return BookHaystack(self._splits.reader(split), seed)
 
     def pairs(self, split: Literal["train", "val", "test"]) -> PairSet:
         """The pairs of a split. Raises ValueError when data.pairs does not name them, or they cannot be used."""
-        settings = None if self._pairs is None else self._pairs.settings
-        if settings is None or (path := getattr(settings, split)) is None:
-            raise ValueError(f"data.pairs.{split} is not set: name the directory of its pairs")
-        if split not in self._pair_sets:
-            try:
-                reader = ShardReader(path, self.tokenizer, self._verify, self._cache)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(str(error).replace(PREPARE, PREPARE_PAIRS)) from error
-            self._pair_sets[split] = PairSet(reader, settings, self.tokenizer.encode(settings.separator))
-        return self._pair_sets[split]
+        return self._splits.pairs(split)
 
     def setup(self, stage: str) -> None:
         """Open and check the splits that `stage` needs, before anything runs."""
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
-            self._blocks(split)
+            self._splits.blocks(split, self.train_length)
         if stage == "predict" and self._predict.source != "file":
-            self._reader("test")
+            self._splits.reader("test")
         self._check_tasks(stage)
         if stage == "fit" and self._pairs is not None:
             self._pairs.pairs = self.pairs("train")
-        if stage == "fit" and self._stream is None:
-            trainer = self.trainer
-            steps = None if trainer is None else lambda: trainer.global_step
-            self._stream = BlockStream(self._blocks("train"), self.train_length, self.seed, steps, self._order())
-            self._stream.switches = self._switches_ahead(self._stream)
+        if stage == "fit" and self._progress is None:
+            self._progress = self._begin()
 
     def train_dataloader(self) -> TrainBatches:
-        rows = BlockRows(self._reader("train"), self.train_length, self._rows, self._reset_at_document)
-        batches = self.epoch_steps * self._accumulate
+        rows = BlockRows(self._splits.reader("train"), self.train_length, self._rows, self._reset_at_document)
+        batches = self.epoch_steps * self._pace().accumulate
         rank, world = self._rank_and_world
-        loader = TrainBatches(rows, self._training(), self.batch_size, rank, world, batches, self._num_workers)
+        loader = TrainBatches(rows, self._training().stream, self.batch_size, rank, world, batches, self._num_workers)
         self._loaders.append(loader)
         return loader
 
@@ -215,7 +186,7 @@ class ArrowDataModule(LightningDataModule):
         if settings.source == "file":
             items = prediction.text_file(settings.file or "", self.tokenizer, settings.length)
         elif settings.source == "documents":
-            items = prediction.documents(self._reader("test"), settings.count, settings.length)
+            items = prediction.documents(self._splits.reader("test"), settings.count, settings.length)
         else:
             tasks = self.tasks(settings.placement, self.seed)
             length = settings.length or self.train_length
@@ -233,15 +204,9 @@ class ArrowDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where training was after its last optimizer step, in plain values; empty unless training was set up."""
-        if self._stream is None:
+        if self._progress is None:
             return {}
-        return {
-            "position": self._stream.used,
-            "step": self.trainer.global_step if self.trainer is not None else 0,
-            "switches": [list(switch) for switch in self._stream.switches],
-            "growth": self.growth.state_dict() if self.growth else None,
-            "fingerprint": self._fingerprint(),
-        }
+        return self._progress.state_dict(self.trainer.global_step if self.trainer is not None else 0)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, with any number of ranks and workers; outside of training nothing is restored.
@@ -251,97 +216,51 @@ class ArrowDataModule(LightningDataModule):
         """
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
-        stream = self._training()
-        ours = self._fingerprint()
-        changed = [
-            f"{name} was {state['fingerprint'].get(name)}, now {value}"
-            for name, value in ours.items()
-            if value != state["fingerprint"].get(name)
-        ]
-        if changed:
-            raise ValueError(f"the checkpoint cannot go on with this data: {'; '.join(changed)}")
-        stream.go_on(state["position"], state["step"], state["step"] * self._accumulate)
-        stream.switches = [(position, length) for position, length in state["switches"]]
-        if self.growth is None:
-            passed = [switch for switch in stream.switches if switch[0] < stream.position]
-            stream.switches = passed + self._switches_ahead(stream)
-        elif state["growth"] is not None:
-            self.growth.load_state_dict(state["growth"])
+        self._training().load_state_dict(state)
 
     @property
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
-    @property
-    def _global_batch(self) -> int:
-        return self.batch_size * self._rank_and_world[1]
+    def _pace(self) -> Pace:
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
+        return Pace(self.batch_size * self._rank_and_world[1], accumulate)
 
-    @property
-    def _accumulate(self) -> int:
-        return self.trainer.accumulate_grad_batches if self.trainer is not None else 1
-
-    def _order(self) -> Order | None:
-        """Raises ValueError when the order does not suit the cache of a remote data set."""
-        reader = self._reader("train")
+    def _begin(self) -> Progress:
+        """Training at its beginning. Raises ValueError when its order does not suit the cache of a remote data set."""
+        reader, blocks = self._splits.reader("train"), self._splits.blocks("train", self.train_length)
         reader.files.check_order(self._shuffle_shards)
-        if self._shuffle_shards is None:
-            return None
-        return ShardOrder(reader.starts, self._blocks("train"), self.train_length, self._shuffle_shards, self.seed)
+        order = None
+        if self._shuffle_shards is not None:
+            order = ShardOrder(reader.starts, blocks, self.train_length, self._shuffle_shards, self.seed)
+        trainer = self.trainer
+        steps = None if trainer is None else lambda: trainer.global_step
+        stream = BlockStream(blocks, self.train_length, self.seed, steps, order)
+        fingerprint = {
+            "data set": reader.identity[:16],
+            "blocks": blocks,
+            "train_length": self.train_length,
+            "seed": self.seed,
+            "shuffle_shards": self._shuffle_shards,
+            **({} if self._pairs is None else {"pairs": self.pairs("train").identity[:16]}),
+        }
+        return Progress(stream, self._stages, self.growth, fingerprint, self._pace)
 
-    def _switches_ahead(self, stream: BlockStream) -> list[Switch]:
-        """The length that the stages give at the stream's position, and their switches from there on."""
-        batches = [(step * self._accumulate, length) for step, length in self._stages]
-        ahead = [(at, length) for at, length in batches if at > stream.batches]
-        return [
-            (stream.position + (at - stream.batches) * self._global_batch, length)
-            for at, length in [(stream.batches, length_at(batches, stream.batches)), *ahead]
-        ]
-
-    def _training(self) -> BlockStream:
-        if self._stream is None:
+    def _training(self) -> Progress:
+        if self._progress is None:
             raise RuntimeError('training data is not set up: call setup("fit") first')
-        return self._stream
-
-    def _reader(self, split: str) -> ShardReader:
-        path = self.paths[split]
-        if path is None:
-            raise ValueError(f"data.{split} is not set: name the directory of its shards")
-        if split not in self._readers:
-            self._readers[split] = ShardReader(path, self.tokenizer, self._verify, self._cache)
-        return self._readers[split]
-
-    def _blocks(self, split: str) -> int:
-        """Blocks of a split; one more token is needed for the last target."""
-        blocks = (self._reader(split).total - 1) // self.train_length
-        if blocks < 1:
-            raise ValueError(
-                f"{self._reader(split).place} holds {self._reader(split).total} tokens, too few for one block of "
-                f"train_length {self.train_length} and its last target: add text, or take a shorter train_length"
-            )
-        return blocks
+        return self._progress
 
     def _check_tasks(self, stage: str) -> None:
         """Raise ValueError when a task finds no text for its episodes in the split that it is evaluated on."""
         split = {"fit": "val", "validate": "val", "test": "test", "predict": "test"}.get(stage)
         if split is not None and (stage != "predict" or self._predict.source == "episodes"):
             for task in self._tasks:
-                task.check_haystack(BookHaystack(self._reader(split), self.seed))
+                task.check_haystack(BookHaystack(self._splits.reader(split), self.seed))
 
     def _in_sequence(self, split: str) -> Batches:
-        text = BlockRows(
-            self._reader(split), self.train_length, RowMaker(_TEXT_ONLY, [], self.seed), self._reset_at_document
-        )
-        works = in_sequence(self._blocks(split), self.train_length, self.batch_size, *self._rank_and_world)
+        reader, blocks = self._splits.reader(split), self._splits.blocks(split, self.train_length)
+        text = BlockRows(reader, self.train_length, RowMaker(_TEXT_ONLY, [], self.seed), self._reset_at_document)
+        works = in_sequence(blocks, self.train_length, self.batch_size, *self._rank_and_world)
         self._loaders.append(Batches(text, works, len(works), self._num_workers))
         return self._loaders[-1]
-
-    def _fingerprint(self) -> dict[str, Any]:
-        pairs = {} if self._pairs is None else {"pairs": self.pairs("train").identity[:16]}
-        return {
-            "data set": self._reader("train").identity[:16],
-            "blocks": self._training().blocks,
-            "train_length": self.train_length,
-            "seed": self.seed,
-            "shuffle_shards": self._shuffle_shards,
-            **pairs,
-        }

@@ -1,6 +1,7 @@
 """Pairs of a document and its target, such as an article and its summary: read from shards, made into training rows."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Literal
 
@@ -9,8 +10,11 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from gca_lit.data.shard_format import PREPARE
+from gca_lit.data.remote import is_remote
+from gca_lit.data.shard_cache import Cache
+from gca_lit.data.shard_format import INDEX, PREPARE
 from gca_lit.data.shards import ShardReader
+from gca_lit.data.tokenizers import Tokenizer
 from gca_lit.tasks.base import IGNORED, Episode
 
 PREPARE_PAIRS = PREPARE.replace(" --output", " --target-column NAME --output")
@@ -100,6 +104,18 @@ class PairSet:
     def target(self, number: int) -> Tensor:
         """int64 [A]: the target of pair `number`, and end of text."""
         return torch.from_numpy(self._reader.tokens(*self._targets[number].tolist()))
+
+
+def open_pairs(path: str, settings: Pairs, tokenizer: Tokenizer, verify: bool, cache: Cache) -> PairSet:
+    """The pairs in a directory or at a remote address.
+
+    Raises FileNotFoundError where no data set was prepared, and what `ShardReader` and `PairSet` raise.
+    """
+    folder = Path(path)
+    if not is_remote(path) and not (folder / INDEX).is_file():
+        fault = "is no finished data set" if folder.is_dir() else "does not exist"
+        raise FileNotFoundError(f"data set {path} {fault}: run {PREPARE_PAIRS} {path}")
+    return PairSet(ShardReader(path, tokenizer, verify, cache), settings, tokenizer.encode(settings.separator))
 
 
 class PairTask:

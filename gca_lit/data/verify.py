@@ -13,7 +13,6 @@ from gca_lit.data.shard_format import (
     BATCH,
     DOCUMENTS,
     INDEX,
-    PREPARE,
     file_metadata,
     is_shard,
     read_column,
@@ -65,7 +64,7 @@ def foreign_errors(directory: Path, manifest: dict[str, Any], names: Iterable[st
 def size_errors(path: Path, entry: dict[str, Any], size: int | None) -> Iterator[Exception]:
     """A file that is missing (`size` is None) or has another size than its entry in the manifest."""
     if size is None:
-        yield FileNotFoundError(f"shard {path} is missing: run {PREPARE} {path.parent} again")
+        yield FileNotFoundError(f"shard {path} is missing: prepare {path.parent} again, with the command that made it")
     elif size != entry["bytes"]:
         fault = "is truncated" if size < entry["bytes"] else "was replaced"
         yield ValueError(

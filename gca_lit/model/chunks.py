@@ -140,7 +140,9 @@ class ChunkEncoder(nn.Module):
 
     def nothing(self, x: Tensor, rows: int) -> EncodedChunks:
         """What becomes of no chunk, cheaply; x [B, R, M] gives batch size, type and device, `rows` those of a chunk."""
-        none = x.new_empty(len(x), 0, rows, self.dims.kv_heads, self.dims.head_width, dtype=self.kv_dtype)
+        computed = nn.functional.linear(x[:, :0], x.new_empty(1, x.shape[-1])).dtype  # what autocast makes of x's type
+        dtype = computed if self.kv_dtype is None else self.kv_dtype
+        none = x.new_empty(len(x), 0, rows, self.dims.kv_heads, self.dims.head_width, dtype=dtype)
         return EncodedChunks(self.landmark_key(x[:, :0]).to(none.dtype), ChunkTable(none, none))
 
 

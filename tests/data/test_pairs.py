@@ -146,11 +146,11 @@ def test_settings_that_do_not_fit(write: Callable[..., str], folder: str, tmp_pa
     data = module(write, folder, mixture=rows)
     with pytest.raises(ValueError, match=r"data\.pairs\.test is not set"):
         data.pairs("test")
-    lost = Pairs(str(tmp_path / "lost"), folder, max_length=64)
-    with pytest.raises(FileNotFoundError, match=r"lost does not exist: run .*prepare .*--target-column NAME --output"):
-        module(write, folder, mixture=rows, pairs=lost).setup("fit")
-    (tmp_path / "lost").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no finished data set: run .*prepare .*--target-column NAME --output"):
-        module(write, folder, mixture=rows, pairs=lost).setup("fit")
+    lost = tmp_path / "lost"
+    remedy = f"run python -m gca_lit.data.prepare --input FILES --target-column NAME --output {lost}"
+    for fault in ("does not exist", "is no finished data set"):
+        with pytest.raises(FileNotFoundError, match=f"^data set {lost} {fault}: {remedy}$"):
+            module(write, folder, mixture=rows, pairs=Pairs(str(lost), folder, max_length=64)).setup("fit")
+        lost.mkdir(exist_ok=True)
     with pytest.raises(ValueError, match="no task to draw"):
         module(write, folder, mixture=rows, pairs=None)

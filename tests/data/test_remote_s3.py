@@ -142,7 +142,7 @@ def test_flipped_bits_are_noticed(
     data = module(local, address, tmp_path)
     data.setup("fit")
     proxy.flip = [150_000]
-    assert np.array_equal(data._reader("train").tokens(0, 250_000), ShardReader(local).tokens(0, 250_000))
+    assert np.array_equal(data._splits.reader("train").tokens(0, 250_000), ShardReader(local).tokens(0, 250_000))
     assert proxy.flip == [] and caplog.text.count("do not fit their crc32") == 1
 
 

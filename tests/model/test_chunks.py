@@ -1,9 +1,11 @@
-"""Where tokens and landmarks stand, against counting them one by one."""
+"""Where tokens and landmarks stand, against counting them one by one, and what the encoder makes of chunks."""
 
 import pytest
 import torch
 
-from gca_lit.model.chunks import Layout
+from gca_lit.attention import GroupedCrossAttention
+from gca_lit.attention.base import Dims
+from gca_lit.model.chunks import ChunkEncoder, Layout
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, 4])
@@ -31,3 +33,20 @@ def test_layout_counts(chunk_size, position, tokens):
     of_rows = layout.row_documents(documents)[0].tolist()
     expected = [row if row != "landmark" else segment[i - 1] for i, row in enumerate(segment)]
     assert of_rows == expected
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kv_dtype", [None, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("score, qk_norm", [("dot", False), ("cosine", True)])
+def test_no_chunks_have_the_types_and_widths_of_chunks(autocast, kv_dtype, dtype, score, qk_norm):
+    dims = Dims(width=8, heads=2, kv_heads=1, qk_norm=qk_norm)
+    attention = GroupedCrossAttention(chunk_size=3, window=8, top_k=2, score=score, retrieval_width=6)
+    encoder = ChunkEncoder(dims, 8, 1, attention.landmark_key(dims), kv_dtype).to(dtype)
+    blocks = torch.randn(2, 1, 4, 8, dtype=dtype)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        some = encoder(blocks, encoder.rotation(blocks))
+        none = encoder.nothing(blocks[:, 0], 3)
+    for found, wanted in zip((none.landmarks, *none.table), (some.landmarks, *some.table), strict=True):
+        assert found.dtype == wanted.dtype
+        assert found.shape == (2, 0, *wanted.shape[2:])

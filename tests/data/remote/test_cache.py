@@ -130,7 +130,7 @@ def test_settings_come_from_flags() -> None:
     parser.add_class_arguments(ArrowDataModule, "data")
     needed = ["--data.train", "s3://bucket/x", "--data.val", "y", "--data.train_length", "64"]
     data = parser.instantiate(parser.parse_args([*needed, "--data.cache.gib", "10"])).data
-    assert data._cache == Cache(gib=10.0) and data._shuffle_shards is None
+    assert data._splits.cache == Cache(gib=10.0) and data._shuffle_shards is None
 
 
 def test_full_disk(
