@@ -68,5 +68,5 @@ def test_hashes_identify_weights(tmp_path):
 
 def test_circumstances_are_told():
     assert provenance.hardware() and provenance.command()
-    assert provenance.versions()["torch"] == torch.__version__
+    assert torch.__version__.startswith(provenance.versions()["torch"])  # some builds add "+cu130"
     assert provenance.commit() is None or len(provenance.commit().removesuffix("+dirty")) == 40

@@ -20,7 +20,8 @@ class Stopped(SystemExit):
 
 
 class GracefulStop(Callback):
-    """Ends training before the next batch, on all ranks when one of them gets SIGTERM or SIGINT.
+    """Ends training before the next batch, on all ranks when one of them gets SIGTERM or SIGINT. What callbacks
+    measure at the end of a validation (lengths, Rouge) is finished first.
 
     The exit code is 128 + the signal's number: 143 and 130. A second signal ends the process at once, as the first one
     does outside of training. Where Lightning starts the other ranks itself, these exit with 0: it would kill the first

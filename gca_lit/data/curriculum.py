@@ -60,7 +60,7 @@ class LengthRule:
 
         The window begins anew after a yes. Raises ValueError for a task without a threshold.
         """
-        self.check_tasks(list(accuracies))
+        self._check_thresholds(list(accuracies))
         self._recent = [*self._recent, accuracies][-self.window :]
         solved = len(self._recent) == self.window and all(
             sum(seen.get(name, 0.0) for seen in self._recent) / self.window
@@ -72,7 +72,15 @@ class LengthRule:
         return solved
 
     def check_tasks(self, names: list[str]) -> None:
-        """Raise ValueError without tasks, or for a task without a threshold."""
+        """Raise ValueError without tasks, for a task without a threshold, and for a threshold without its task."""
+        self._check_thresholds(names)
+        if isinstance(self.threshold, dict) and (unknown := sorted(set(self.threshold) - set(names))):
+            raise ValueError(
+                f"growth.threshold names {', '.join(unknown)}, but the tasks are {', '.join(names)}: add those to "
+                "data.tasks, or leave the names out"
+            )
+
+    def _check_thresholds(self, names: list[str]) -> None:
         if not names:
             raise ValueError("growth decides by task accuracies, but there is no task: add data.tasks")
         missing = sorted(set(names) - set(self.threshold)) if isinstance(self.threshold, dict) else []

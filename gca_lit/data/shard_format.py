@@ -21,7 +21,7 @@ INDEX = "index.json"
 DOCUMENTS = "documents.arrow"
 BATCH = 1 << 20
 SHARD_TOKENS = 1 << 27
-PREPARE = "python -m gca_lit.data.prepare --input FILES --output"
+PREPARE = "python -m gca_lit.data.prepare --input FILES --tokenizer TOKENIZER --output"
 
 
 def shard_name(number: int) -> str:

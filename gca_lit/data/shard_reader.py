@@ -95,7 +95,7 @@ class ShardReader:
             raise ValueError(
                 f"data set {self.place} was made with tokenizer {_label(self.manifest['tokenizer'])}, but tokenizer "
                 f"{_label({'name': tokenizer.name, 'identity': tokenizer.identity})} is asked for: "
-                "set data.tokenizer to the first, or prepare the data with the second"
+                "set data.tokenizer to the file of the first, or prepare the data with the second"
             )
         self.total: int = self.manifest["tokens"]
         self.identity: str = self.manifest["content"]

@@ -171,6 +171,10 @@ def test_settings_are_checked_early(make: Callable[..., ArrowDataModule], mark_t
         ({"growth": LengthRule(24)}, "24 does not divide train_length 64"),
         ({"growth": LengthRule(16)}, "there is no task"),
         ({"growth": LengthRule(16, threshold={"x": 0.5}), "tasks": [mark_task]}, "no entry for task mark"),
+        (
+            {"growth": LengthRule(16, threshold={"mark": 0.5, "x": 0.5}), "tasks": [mark_task]},
+            "growth.threshold names x, but the tasks are mark: add those to data.tasks",
+        ),
         ({"stages": [(0, 4)], **mixed}, "rows of 4 tokens are too short for task mark, which takes 8"),
         ({"tasks": [mark_task, mark_task]}, "different names"),
     ]

@@ -147,7 +147,9 @@ def test_settings_that_do_not_fit(write: Callable[..., str], folder: str, tmp_pa
     with pytest.raises(ValueError, match=r"data\.pairs\.test is not set"):
         data.pairs("test")
     lost = tmp_path / "lost"
-    remedy = f"run python -m gca_lit.data.prepare --input FILES --target-column NAME --output {lost}"
+    remedy = (
+        f"run python -m gca_lit.data.prepare --input FILES --tokenizer TOKENIZER --target-column NAME --output {lost}"
+    )
     for fault in ("does not exist", "is no finished data set"):
         with pytest.raises(FileNotFoundError, match=f"^data set {lost} {fault}: {remedy}$"):
             module(write, folder, mixture=rows, pairs=Pairs(str(lost), folder, max_length=64)).setup("fit")
