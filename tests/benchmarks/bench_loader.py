@@ -26,6 +26,7 @@ import time
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -67,8 +68,10 @@ def memory() -> tuple[int, int]:
 
 
 def measure_loader(folder: str, row: int, batch_size: int, workers: int, documents: bool) -> dict[str, Any]:
-    data = ArrowDataModule(folder, folder, row, batch_size=batch_size, num_workers=workers, reset_at_document=documents)
-    data.tokenizer = RandomTokenizer()  # type: ignore[assignment]
+    with patch("gca_lit.data.datamodule.load_tokenizer", return_value=RandomTokenizer()):
+        data = ArrowDataModule(
+            folder, folder, row, batch_size=batch_size, num_workers=workers, reset_at_document=documents
+        )
     data.setup("fit")
     batches = chain.from_iterable(repeat(data.train_dataloader()))  # epoch after epoch
     for _ in islice(batches, FIRST):
