@@ -1,10 +1,13 @@
 """The Triton implementation of grouped cross attention against the reference, in the interpreter and on a GPU."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from gca_kernels import gca_attention
 from tests.kernels.cases import (
+    DEVICE,
     DTYPES,
     LEAVES,
     assert_as_exact_as_reference,
@@ -151,6 +154,40 @@ def test_query_chunks_beyond_the_rows_do_nothing():
     a["chunk_weights"][:, 2:] = NAN
     ours = assert_as_exact_as_reference(a)
     assert not ours["chunk_weights"][:, 2:].any() and not ours["chunk_k"][:, 4].any()
+
+
+@contextmanager
+def fresh_memory_is_nan():
+    """torch fills what `empty` returns with NaN while algorithms must be deterministic."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3, device=DEVICE).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {
+            "block": 5,
+            "start": 3,
+            "Q": 4,
+            "C": 13,
+        },  # 10 pairs of 16, rows missing at both ends, a query chunk without any
+        {"block": 65, "R": 150, "B": 1, "Q": 4},  # 130 pairs of 256
+        {"B": 1, "R": 6, "H": 2, "J": 1, "C": 200, "start": 3},  # a chunk in pieces
+    ],
+    ids=str,
+)
+def test_nothing_is_read_before_it_is_written(shape):
+    a = inputs(**shape)
+    plain = results(a, impl="reference")
+    with fresh_memory_is_nan():
+        ours = results(a, impl="triton")
+    for name in ours:
+        torch.testing.assert_close(ours[name], plain[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *DTYPES[2:]], ids=str)
