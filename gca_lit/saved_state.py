@@ -133,20 +133,21 @@ def _plain(past: Any) -> Any:
 def _save_chunks(memory: ChunkMemory, folder: Path, files: dict[str, Any]) -> dict[str, Any]:
     """Write landmarks [N, B, M'] and K/V [N, B, 2, C, J, D], chunk by chunk. Returns their number, shapes and types."""
     landmarks = memory.landmarks()
-    assert landmarks is not None
-    B, N = landmarks.shape[:2]
-    first, _ = memory.store.read(torch.zeros(B, 1, dtype=torch.int64, device=landmarks.device))
+    (B, _, width), device, N = landmarks[0].shape, landmarks[0].device, memory.count
+    first, _ = memory.store.read(torch.zeros(B, 1, dtype=torch.int64, device=device))
     at_once = max(1, PIECE_BYTES // (2 * first.nbytes))
     with WholeFile(folder / LANDMARKS) as keys, WholeFile(folder / CHUNKS) as chunks:
         for start in range(0, N, at_once):
-            ids = torch.arange(start, min(start + at_once, N), device=landmarks.device)
+            ids = torch.arange(start, min(start + at_once, N), device=device)
             k, v = memory.store.read(ids.expand(B, -1))
             chunks.write(_bytes(torch.stack((k, v), 2).transpose(0, 1)))
-            keys.write(_bytes(landmarks[:, start : start + at_once].transpose(0, 1)))
+        for part in landmarks:
+            for piece in part.split(at_once, 1):
+                keys.write(_bytes(piece.transpose(0, 1)))
     files |= {LANDMARKS: keys, CHUNKS: chunks}
     return {
         "chunks": N,
-        "landmark": {"shape": [B, landmarks.shape[2]], "dtype": str(landmarks.dtype).removeprefix("torch.")},
+        "landmark": {"shape": [B, width], "dtype": str(landmarks[0].dtype).removeprefix("torch.")},
         "chunk": {"shape": [B, 2, *first.shape[2:]], "dtype": str(first.dtype).removeprefix("torch.")},
     }
 

@@ -7,9 +7,14 @@ from torch import Tensor
 
 from gca_lit.memory.base import ChunkStore, ChunkTable, Selection
 
+FEWEST, MOST = 256, 131_072
+"""Landmarks of one block."""
+
 
 class ChunkMemory:
     """Everything before the current segment: `count` chunks.
+
+    Landmarks lie in blocks, each as long as all before it: none is ever copied again.
 
     Args:
         store: where the chunk K/V go; empty.
@@ -18,26 +23,30 @@ class ChunkMemory:
     def __init__(self, store: ChunkStore) -> None:
         self.store = store
         self.count = 0
-        self._landmarks: Tensor | None = None
+        self._blocks: list[Tensor] = []
+        self._room = 0
 
-    def landmarks(self) -> Tensor | None:
-        """Keys of all chunks, [B, count, M'], or None while there are none."""
-        return None if self._landmarks is None else self._landmarks[:, : self.count]
+    def landmarks(self) -> list[Tensor]:
+        """Keys of all chunks, in consecutive parts [B, n, M'] whose n together are `count`."""
+        if not self._blocks:
+            return []
+        *full, last = self._blocks
+        return [*full, last[:, : last.shape[1] - self._room]]
 
     def append(self, landmarks: Tensor, table: ChunkTable) -> None:
         """Keep a detached copy of a segment's chunks: landmarks [B, n, M'] and their K/V."""
-        B, n, width = landmarks.shape
-        if n == 0:
-            return
-        needed = self.count + n
-        if self._landmarks is None or self._landmarks.shape[1] < needed:
-            grown = landmarks.new_empty(B, max(needed, 3 * self.count // 2), width)
-            if self._landmarks is not None:
-                grown[:, : self.count] = self._landmarks[:, : self.count]
-            self._landmarks = grown
-        self._landmarks[:, self.count : needed] = landmarks.detach()
-        self.store.write(table.k, table.v)
-        self.count = needed
+        waiting = landmarks.detach()
+        if waiting.shape[1]:
+            self.store.write(table.k, table.v)
+        while n := waiting.shape[1]:
+            if self._room == 0:
+                self._room = min(max(n, self.count, FEWEST), MOST)
+                self._blocks.append(waiting.new_empty(len(waiting), self._room, waiting.shape[2]))
+            n = min(n, self._room)
+            self._blocks[-1][:, -self._room :][:, :n] = waiting[:, :n]
+            waiting = waiting[:, n:]
+            self.count += n
+            self._room -= n
 
     def table(self, selection: Selection, own: ChunkTable) -> tuple[ChunkTable, Selection]:
         """The chunks that a selection names, fetched old ones first and then all `own` ones, and the selection
@@ -54,7 +63,7 @@ class ChunkMemory:
     def bytes(self) -> dict[str, int]:
         """Bytes held in each tier: the store's, and the landmarks on the device."""
         held = dict(self.store.bytes())
-        held["device"] += 0 if self._landmarks is None else self._landmarks.nbytes
+        held["device"] += sum(block.nbytes for block in self._blocks)
         return held
 
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from gca_lit.memory.base import Selection
 
-LANDMARKS_AT_ONCE = 32_768
+LANDMARKS_AT_ONCE, FEWEST_AT_ONCE = 32_768, 1024
+SCORES_AT_ONCE = 2**23
+"""Bounds of what is scored at a time: landmarks, and scores of a whole batch (which yield to FEWEST_AT_ONCE)."""
 RUN = 64
 """Landmarks whose best score is looked at before their own."""
 NOTHING = torch.iinfo(torch.int64).min
@@ -78,7 +80,7 @@ def select(
     asking = torch.arange(first, first + queries.shape[1], device=queries.device)
     best = torch.full((*queries.shape[:2], top_k), NOTHING, device=queries.device)
     with torch.no_grad(), _full_fp32(queries.device):
-        for begin, part in _blocks(keys):
+        for begin, part in _blocks(keys, queries.shape[:2].numel()):
             chunks = torch.arange(begin, begin + part.shape[1], device=part.device)
             scores = queries.float() @ part.float().transpose(1, 2)
             if noise is not None:
@@ -139,10 +141,12 @@ def _pick(keys: Sequence[Tensor], ids: Tensor) -> Tensor:
     return picked
 
 
-def _blocks(keys: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+def _blocks(keys: Sequence[Tensor], queries: int) -> Iterator[tuple[int, Tensor]]:
+    """(number of the first chunk, some landmarks): few enough that their scores for all queries stay small."""
+    at_once = min(LANDMARKS_AT_ONCE, max(FEWEST_AT_ONCE, SCORES_AT_ONCE // max(queries, 1)))
     begin = 0
     for part in keys:
-        for block in part.split(LANDMARKS_AT_ONCE, 1):
+        for block in part.split(at_once, 1):
             yield begin, block
             begin += block.shape[1]
 

@@ -144,14 +144,14 @@ class UpperHalf(nn.Module):
             of_rows = documents.rows[:, span.begin : span.stop]
             visible = of_rows[:, ends], documents.tokens[:, :: S - 1][:, : layout.chunks]
             view = replace(view, documents=of_rows, served=self._served(of_rows, visible[0], span, S))
-        old = None if memory is None else memory.landmarks()
+        old = [] if memory is None else memory.landmarks()
         return Run(
             view=view,
             first_chunk=chunk,
             skip=shifted // S - chunk,
             ends=ends,
             landmarks=span.last_row // S - chunk,
-            keys=[own.landmarks] if old is None else [old, own.landmarks],
+            keys=[*old, own.landmarks],
             own=own.table,
             memory=memory,
             documents=visible,

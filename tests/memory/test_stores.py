@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from gca_kernels.gather import RowGather
-from gca_lit.memory import ChunkMemory, ChunkTable, DeviceStore, DiskStore, HostStore, Selection
+from gca_lit.memory import (
+    ChunkMemory,
+    ChunkTable,
+    DeviceStore,
+    DiskStore,
+    HostStore,
+    Selection,
+    chunk_memory,
+)
 from gca_lit.memory.slabs import ChunkSlabs
 
 STORES = [DeviceStore, HostStore, DiskStore]
@@ -133,14 +141,22 @@ def test_table_without_old_chunks_is_the_own_one():
     assert table is own and torch.equal(slots.ids, ids)
 
 
-def test_landmarks_grow_and_are_counted():
+@pytest.mark.parametrize("fewest, most", [(1, 4), (2, 6), (256, 1000)])
+def test_landmarks_grow_in_place_and_are_counted(monkeypatch, fewest, most):
+    monkeypatch.setattr(chunk_memory, "FEWEST", fewest)
+    monkeypatch.setattr(chunk_memory, "MOST", most)
     memory = ChunkMemory(HostStore())
-    parts = [torch.randn(2, n, 5) for n in (3, 0, 4, 9)]
-    for part in parts:
+    parts = [torch.randn(2, n, 5) for n in (3, 0, 4, 9, 1, 1)]
+    addresses = []
+    for n, part in enumerate(parts):
         memory.append(part, ChunkTable(*chunks(2, part.shape[1], 1)))
-    assert memory.count == 16
-    assert torch.equal(memory.landmarks(), torch.cat(parts, 1))
-    assert memory.bytes()["device"] >= 2 * 16 * 5 * 4 and memory.bytes()["host"] > 0
+        assert torch.equal(torch.cat(memory.landmarks(), 1), torch.cat(parts[: n + 1], 1))
+        now = [block.data_ptr() for block in memory.landmarks()]
+        assert now[: len(addresses)] == addresses  # none was copied
+        addresses = now
+    assert memory.count == 18
+    held = memory.bytes()["device"] / (2 * 5 * 4)
+    assert 18 <= held <= max(18 + most, fewest) and memory.bytes()["host"] > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="slabs of plain memory need the interpreter")

@@ -29,6 +29,21 @@ def test_equals_a_full_sort(monkeypatch, at_once, parts):
             torch.testing.assert_close(made.weights[b, q, : len(order)], exact)
 
 
+def test_scores_held_at_once_are_bounded(monkeypatch):
+    monkeypatch.setattr(retrieval, "FEWEST_AT_ONCE", 2)
+    monkeypatch.setattr(retrieval, "SCORES_AT_ONCE", 100)
+    sizes = []
+    order = retrieval._candidates
+    monkeypatch.setattr(
+        retrieval, "_candidates", lambda scores, *rest: sizes.append(scores.shape) or order(scores, *rest)
+    )
+    queries, keys = data(B=2, Q=6, N=50)
+    ids = select(queries, [keys], first=50, top_k=4).ids
+    assert sizes and all(size.numel() <= 100 for size in sizes) and sum(size[-1] for size in sizes) == 50
+    monkeypatch.undo()
+    assert torch.equal(ids, select(queries, [keys], first=50, top_k=4).ids)
+
+
 @pytest.mark.parametrize("at_once", [1, 3, 1000])
 def test_exact_ties_go_to_the_lower_number(monkeypatch, at_once):
     monkeypatch.setattr(retrieval, "LANDMARKS_AT_ONCE", at_once)
