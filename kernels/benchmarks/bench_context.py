@@ -181,9 +181,9 @@ def _read_all(model: CausalLM, tokens: Tensor, segment: int, store: ChunkStore) 
 
 def _held(state: ModelState) -> dict[str, float]:
     """GB of what decoding goes on from."""
-    landmarks = None if state.memory is None else state.memory.landmarks()
+    landmarks = [] if state.memory is None else state.memory.landmarks()
     held = {f"state_{tier}_gb": state.bytes()[tier] / 1e9 for tier in ("device", "host")}
-    return held | {"landmarks_gb": 0.0 if landmarks is None else landmarks.nbytes / 1e9}
+    return held | {"landmarks_gb": sum(part.nbytes for part in landmarks) / 1e9}
 
 
 def _said(row: dict[str, Any]) -> str:

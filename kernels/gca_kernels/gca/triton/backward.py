@@ -6,16 +6,22 @@ The first kernel takes it, keeps it in the packed layout of the log-sum-exp, and
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gca_kernels.gca.index import GCAIndex, piece_length
+from gca_kernels.gca.index import GCAIndex, cut_places, gca_index, piece_length
 from gca_kernels.gca.triton.blocks import chunk_blocks, pad, query_blocks
 from gca_kernels.gca.triton.launch import LOG2_E, RUNTIME, Shape
 from gca_kernels.gca.triton.pairs import tile_pairs
 from gca_kernels.gca.triton.pieces import load_piece
+
+SUMMED = 4096
+"""Elements of one table entry that one program of the last kernel sums."""
 
 
 @triton.jit
@@ -56,7 +62,7 @@ def gradients_in_pieces(
 @triton.jit(do_not_specialize=RUNTIME)
 def query_kernel(
     q, k, v, ids, weights, lse, grad, grad_q, delta, grad_weights,
-    q_b, q_r, q_h, k_b, k_n, k_c, k_h, v_b, v_n, v_c, v_h, g_b, g_r, g_h,
+    q_b, q_r, q_h, k_b, k_n, k_c, k_h, v_b, v_n, v_c, v_h,
     rows, queries, slots, chunks, block, start, packing, scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
     TILE: tl.constexpr, TILE_C: tl.constexpr, TILE_D: tl.constexpr, LOG2_E: tl.constexpr,
@@ -75,8 +81,8 @@ def query_kernel(
     q_tile = tl.load(
         q + batch * q_b + first_row * q_r + row_in_block * q_r + head * q_h + d[None, :], mask=inside, other=0.0
     )
-    g_at = batch * g_b + first_row * g_r + row_in_block * g_r + head * g_h + d[None, :]
-    g_tile = tl.load(grad + g_at, mask=inside, other=0.0)
+    out_at = ((batch * rows + first_row) * HEADS + row_in_block * HEADS + head) * D + d[None, :]
+    g_tile = tl.load(grad + out_at, mask=inside, other=0.0)
     k_at = k + batch * k_b + kv_head * k_h + c[:, None] * k_c + d[None, :]
     v_at = v + batch * v_b + kv_head * v_h + c[:, None] * v_c + d[None, :]
     slot_at = (batch * queries + query) * slots
@@ -104,7 +110,6 @@ def query_kernel(
         if C <= TILE_C:
             grad_score = p * (grad_p - row_delta[:, None]) * weight
             total = tl.dot(grad_score.to(k_tile.dtype), k_tile, total, input_precision="ieee")
-    out_at = ((batch * rows + first_row) * HEADS + row_in_block * HEADS + head) * D + d[None, :]
     tl.store(grad_q + out_at, (total * scale).to(grad_q.dtype.element_ty), mask=inside)
 
 
@@ -121,7 +126,7 @@ def add_product(total, a, b, weight):
 @triton.jit(do_not_specialize=RUNTIME)
 def chunk_kernel(
     q, k, v, weights, lse, grad, delta, entries, runs, cuts, grad_k, grad_v, partial,
-    q_b, q_r, q_h, k_b, k_n, k_c, k_h, v_b, v_n, v_c, v_h, g_b, g_r, g_h,
+    q_b, q_r, q_h, k_b, k_n, k_c, k_h, v_b, v_n, v_c, v_h,
     rows, queries, slots, chunks, block, start, packing, scale, tables, length,
     HEADS: tl.constexpr, GROUP: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
     TILE: tl.constexpr, TILE_C: tl.constexpr, TILE_D: tl.constexpr, LOG2_E: tl.constexpr,
@@ -159,7 +164,7 @@ def chunk_kernel(
     pairs = block * GROUP
     tiles = tl.cdiv(pairs, TILE)
     q_at = q + batch * q_b + d[None, :]
-    g_at = grad + batch * g_b + d[None, :]
+    g_at = grad + batch * rows * (HEADS * D) + d[None, :]
     packed = (batch * KV_HEADS + kv_head) * queries * slots
     total_k = tl.zeros([TILE_C, TILE_D], dtype=tl.float32)
     total_v = tl.zeros([TILE_C, TILE_D], dtype=tl.float32)
@@ -175,7 +180,7 @@ def chunk_kernel(
         in_use = first_row < rows
         packed_at = (packed + entry) * (packing * 16) + pair
         q_tile = tl.load(q_at + first_row * q_r + (row_in_block * q_r + head * q_h), mask=inside, other=0.0)
-        g_tile = tl.load(g_at + first_row * g_r + (row_in_block * g_r + head * g_h), mask=inside, other=0.0)
+        g_tile = tl.load(g_at + (first_row * HEADS + (row_in_block * HEADS + head)) * D, mask=inside, other=0.0)
         row_lse = tl.load(lse + packed_at)
         row_delta = tl.load(delta + packed_at)
         weight = tl.load(weights + entry, mask=in_use, other=0.0).to(tl.float32)
@@ -221,43 +226,73 @@ def sum_kernel(
     tl.store(grad_v + table * SIZE + at, total_v.to(grad_v.dtype.element_ty), mask=at < SIZE)
 
 
-def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, ids: Tensor, weights: Tensor, lse: Tensor, index: GCAIndex,
-    block: int, start: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """-> gradients of q, k, v and the weights, each contiguous and in the dtype of what it belongs to."""
-    shape = Shape.of(q, k, ids, block, start)
-    sizes = (
-        *q.stride()[:3], *k.stride()[:4], *v.stride()[:4], *grad.stride()[:3],
-        shape.rows, shape.queries, shape.slots, shape.chunks, shape.block, shape.start, shape.packing, scale,
-    )  # fmt: skip
+class Plan(NamedTuple):
+    """What the sizes of a call decide about its launches: grids, constants and tiles of each kernel.
+
+    parts: sums that the gradient of a weight is made of.
+    length: entries of the index that one program takes at most.
+    """
+
+    query_grid: tuple[int, int]
+    query: dict[str, Any]
+    parts: int
+    chunk_grid: tuple[int, int, int]
+    chunk: dict[str, Any]
+    sum_grid: tuple[int, int]
+    sum: dict[str, Any]
+    length: int
+
+
+@lru_cache(maxsize=256)
+def plan(shape: Shape, itemsize: int) -> Plan:
+    sizes = shape.pairs, shape.chunk_rows, shape.head_width, itemsize
+    by_query, by_chunk = query_blocks(*sizes), chunk_blocks(*sizes)
     constants = {
         "HEADS": shape.heads, "GROUP": shape.group, "C": shape.chunk_rows, "D": shape.head_width,
         "TILE_D": pad(shape.head_width), "LOG2_E": LOG2_E,
     }  # fmt: skip
-
-    blocks = query_blocks(shape.pairs, shape.chunk_rows, shape.head_width, q.element_size())
-    tiles = shape.tiles(blocks.rows)
-    grad_q, delta = q.new_empty(q.shape), torch.empty_like(lse)
-    grad_weights = lse.new_empty(*ids.shape, shape.kv_heads * tiles)
-    query_kernel[(shape.queries * tiles, shape.batch * shape.kv_heads)](
-        q, k, v, ids, weights, lse, grad, grad_q, delta, grad_weights, *sizes, **constants, **blocks.options
+    tiles = shape.tiles(by_query.rows)
+    tables, cuts = shape.batch * shape.chunks, shape.batch * cut_places(shape.queries, shape.slots, shape.chunks)
+    size = shape.chunk_rows * shape.kv_heads * shape.head_width
+    return Plan(
+        query_grid=(shape.queries * tiles, shape.batch * shape.kv_heads),
+        query=constants | by_query.options,
+        parts=shape.kv_heads * tiles,
+        chunk_grid=(cuts + tables, shape.kv_heads, -(-shape.chunk_rows // by_chunk.chunk_rows)),
+        chunk=constants | by_chunk.options,
+        sum_grid=(tables, -(-size // SUMMED)),
+        sum={"SIZE": size, "TILE": SUMMED, "num_warps": 8},
+        length=piece_length(shape.queries, shape.slots, shape.chunks),
     )
 
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, ids: Tensor, weights: Tensor, lse: Tensor, index: GCAIndex | None,
+    block: int, start: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """-> gradients of q, k, v and the weights, each contiguous and in the dtype of what it belongs to.
+
+    grad, ids and weights are contiguous. The index is made here when there is none, once the first kernel is under way.
+    """
+    shape = Shape.of(q, k, ids, block, start)
+    launch = plan(shape, q.element_size())
+    sizes = *q.stride()[:3], *k.stride()[:4], *v.stride()[:4], *shape.counts, scale
+    grad_q, delta, grad_weights = q.new_empty(q.shape), torch.empty_like(lse), lse.new_empty(*ids.shape, launch.parts)
+    query_kernel[launch.query_grid](
+        q, k, v, ids, weights, lse, grad, grad_q, delta, grad_weights, *sizes, **launch.query
+    )
+
+    index = gca_index(ids, shape.chunks) if index is None else index
     grad_k, grad_v = k.new_empty(k.shape), v.new_empty(v.shape)
     if shape.chunks:
-        blocks = chunk_blocks(shape.pairs, shape.chunk_rows, shape.head_width, q.element_size())
-        length = piece_length(shape.queries, shape.slots, shape.chunks)
-        tables, places = shape.batch * shape.chunks, shape.queries * shape.slots
+        tables = shape.batch * shape.chunks
         partial = lse.new_empty(2 * index.cuts.numel(), 2, *k.shape[2:])
-        grid = index.cuts.numel() + tables, shape.kv_heads, triton.cdiv(shape.chunk_rows, blocks.chunk_rows)
-        chunk_kernel[grid](
-            q, k, v, weights, lse, grad, delta, *index, grad_k, grad_v, partial, *sizes, tables, length,
-            **constants, **blocks.options,
+        chunk_kernel[launch.chunk_grid](
+            q, k, v, weights, lse, grad, delta, *index, grad_k, grad_v, partial, *sizes, tables, launch.length,
+            **launch.chunk,
         )  # fmt: skip
-        size = k.shape[2:].numel()
-        sum_kernel[(tables, triton.cdiv(size, 4096))](
-            index.runs, partial, grad_k, grad_v, places, shape.chunks, tables, length,
-            SIZE=size, TILE=4096, num_warps=8,
+        sum_kernel[launch.sum_grid](
+            index.runs, partial, grad_k, grad_v, shape.queries * shape.slots, shape.chunks, tables, launch.length,
+            **launch.sum,
         )  # fmt: skip
     return grad_q, grad_k, grad_v, grad_weights.sum(-1).to(weights.dtype)

@@ -7,6 +7,9 @@ The log-sum-exp of each pair and slot, base 2, is kept for the backward pass, pa
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -102,21 +105,27 @@ def forward_kernel(
     tl.store(out + out_at, total.to(out.dtype.element_ty), mask=inside)
 
 
+@lru_cache(maxsize=256)
+def plan(shape: Shape, itemsize: int, offset: bool) -> tuple[tuple[int, int], dict[str, Any]]:
+    """-> (grid, constants and tiles), which the sizes of a call decide."""
+    blocks = forward_blocks(shape.pairs, shape.chunk_rows, shape.head_width, itemsize)
+    constants = {
+        "HEADS": shape.heads, "GROUP": shape.group, "C": shape.chunk_rows, "D": shape.head_width, "OFFSET": offset,
+        "TILE_D": pad(shape.head_width),
+    }  # fmt: skip
+    return (shape.queries * shape.tiles(blocks.rows), shape.batch * shape.kv_heads), constants | blocks.options
+
+
 def forward(
     q: Tensor, k: Tensor, v: Tensor, ids: Tensor, weights: Tensor, block: int, start: int, scale: float, offset: float
 ) -> tuple[Tensor, Tensor]:
     """-> (output [B, R, H, D], log-sum-exp, packed)."""
     shape = Shape.of(q, k, ids, block, start)
+    grid, constants = plan(shape, q.element_size(), offset > 0)
     out = q.new_empty(q.shape)
     lse = q.new_empty(shape.packed, dtype=torch.float32)
-    blocks = forward_blocks(shape.pairs, shape.chunk_rows, shape.head_width, q.element_size())
-    grid = (shape.queries * shape.tiles(blocks.rows), shape.batch * shape.kv_heads)
     forward_kernel[grid](
-        q, k, v, ids, weights, out, lse,
-        *q.stride()[:3], *k.stride()[:4], *v.stride()[:4],
-        shape.rows, shape.queries, shape.slots, shape.chunks, shape.block, shape.start, shape.packing,
-        scale * LOG2_E, offset,
-        HEADS=shape.heads, GROUP=shape.group, C=shape.chunk_rows, D=shape.head_width, OFFSET=offset > 0,
-        TILE_D=pad(shape.head_width), **blocks.options,
+        q, k, v, ids, weights, out, lse, *q.stride()[:3], *k.stride()[:4], *v.stride()[:4], *shape.counts,
+        scale * LOG2_E, offset, **constants,
     )  # fmt: skip
     return out, lse

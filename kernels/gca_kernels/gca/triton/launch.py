@@ -47,6 +47,11 @@ class Shape(NamedTuple):
         return self.block * self.group
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """What every kernel is told, in the order of its arguments."""
+        return self.rows, self.queries, self.slots, self.chunks, self.block, self.start, self.packing
+
+    @property
     def packing(self) -> int:
         """Sixteens of pairs that are kept for a query chunk and slot: whole tiles, whatever their size."""
         return pad(self.pairs) // 16 if self.pairs <= 128 else -(-self.pairs // 128) * 8

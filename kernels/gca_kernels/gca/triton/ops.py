@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gca_kernels.gca.index import GCAIndex, gca_index
+from gca_kernels.gca.index import GCAIndex
 from gca_kernels.gca.triton import backward as backward_kernels
 from gca_kernels.gca.triton.forward import forward as forward_kernel
 from gca_kernels.gca.triton.launch import Shape
@@ -42,9 +42,8 @@ def _backward(
     entries: Tensor | None, runs: Tensor | None, cuts: Tensor | None, block: int, start: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """-> gradients of q, k, v and the weights."""
-    if entries is None or runs is None or cuts is None:
-        index = gca_index(ids, k.shape[1])
-    else:
+    index = None
+    if entries is not None and runs is not None and cuts is not None:
         index = GCAIndex(entries.contiguous(), runs.contiguous(), cuts.contiguous())
     return backward_kernels.backward(
         grad.contiguous(), q, k, v, ids.contiguous(), weights.contiguous(), lse, index, block, start, scale
@@ -68,6 +67,7 @@ class _Attention(torch.autograd.Function):
         q, k, v, ids, weights, *index, ctx.block, ctx.start, ctx.scale, _ = arguments
         ctx.save_for_backward(q, k, v, ids, weights, lse, *index)
         ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)  # or zeros are made for the gradient of lse
         return out, lse
 
     @staticmethod
@@ -97,4 +97,9 @@ _library.impl("forward", lambda *arguments: _Attention.apply(*arguments), "Autog
 torch.library.register_fake("gca_kernels::forward", _fake_forward, lib=_library)
 torch.library.register_fake("gca_kernels::backward", _fake_backward, lib=_library)
 
-forward = torch.ops.gca_kernels.forward.default
+
+def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """`_forward` with its gradients: in a graph that is compiled the operation, else without the way through it."""
+    if torch.compiler.is_compiling():
+        return torch.ops.gca_kernels.forward.default(*arguments)
+    return _Attention.apply(*arguments)
