@@ -81,7 +81,7 @@ class ArrowDataModule(LightningDataModule):
         if shuffle_shards is not None and shuffle_shards < 1:
             raise ValueError(f"shuffle_shards must be 1 or more, or null to shuffle all blocks, not {shuffle_shards}")
         if not 0 <= num_workers * PREFETCH <= HORIZON:
-            raise ValueError(f"num_workers must be 0 to {HORIZON // PREFETCH}, not {num_workers}")
+            raise ValueError(f"data.num_workers must be 0 to {HORIZON // PREFETCH}, not {num_workers}")
         self._stages = known_stages(stages, growth, train_length)
         self.paths = {"train": train, "val": val, "test": test}
         self.train_length = train_length

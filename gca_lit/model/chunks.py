@@ -115,6 +115,8 @@ class ChunkEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(dims, mlp_width) for _ in range(layers))
         self.norm_out = RMSNorm(dims.width)
         self.landmark_key = landmark_key
+        with torch.no_grad():
+            self.key_width = landmark_key(torch.zeros(1, 1, dims.width)).shape[-1]
         self.kv = nn.Linear(dims.width, 2 * dims.kv_heads * dims.head_width, bias=False)
         self.k_norm = RMSNorm(dims.head_width) if dims.qk_norm else nn.Identity()
 
@@ -143,7 +145,7 @@ class ChunkEncoder(nn.Module):
         computed = nn.functional.linear(x[:, :0], x.new_empty(1, x.shape[-1])).dtype  # what autocast makes of x's type
         dtype = computed if self.kv_dtype is None else self.kv_dtype
         none = x.new_empty(len(x), 0, rows, self.dims.kv_heads, self.dims.head_width, dtype=dtype)
-        return EncodedChunks(self.landmark_key(x[:, :0]).to(none.dtype), ChunkTable(none, none))
+        return EncodedChunks(none.new_empty(len(x), 0, self.key_width), ChunkTable(none, none))
 
 
 class EncoderLayer(nn.Module):

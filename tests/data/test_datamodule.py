@@ -165,7 +165,7 @@ def test_settings_are_checked_early(make: Callable[..., ArrowDataModule], mark_t
     assert make(train="nowhere").vocab_size == 257
     mixed: dict[str, Any] = {"tasks": [mark_task], "mixture": Mixture(text=0.5)}
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"num_workers": 9}, "num_workers must be 0 to 8"),
+        ({"num_workers": 9}, "data.num_workers must be 0 to 8"),
         ({"stages": [(0, 16)], "growth": LengthRule(16)}, "give one of them"),
         ({"stages": [(0, 24)]}, "24 does not divide train_length 64"),
         ({"growth": LengthRule(24)}, "24 does not divide train_length 64"),
