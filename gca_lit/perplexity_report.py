@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gca_lit.plots import colors_of, missing, pyplot, short_length, title
+from gca_lit.plots import colors_of, pyplot, title
 from gca_lit.results import ResultsFile, Row
+from gca_lit.tables import missing, short_length
 
 Runs = dict[str, list[Row]]  # the rows of each run
 

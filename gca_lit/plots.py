@@ -1,4 +1,4 @@
-"""Pictures and tables of length_generalization.jsonl: `python -m gca_lit.plots RUN_DIR... --output DIR`."""
+"""Pictures of length_generalization.jsonl; with tables: `python -m gca_lit.plots RUN_DIR... --output DIR`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gca_lit.results import ResultsFile, Row, latest
-from gca_lit.tasks.metrics import wilson
+from gca_lit.tables import missing, pool_depths, short_length, summary, table, tell_tasks_apart
 
 COLORS = {"gca": "#0b6e99", "full": "#c0504d", "sliding_window": "#7f7f7f"}
 OTHER_COLORS = ("#6a4c93", "#8a9a00", "#d98200", "#2f7d4f")
@@ -87,48 +87,20 @@ def accuracy_by_length(rows: Sequence[Row], path: str | Path) -> None:
     plt.close(figure)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """A Markdown table, one line for each task, placement, length and backend; all depths together.
-
-    Peak memory by tier: the device's is the allocator's peak on a GPU, and on a CPU the K/V and landmarks beside the
-    chunk store; host and disk are the chunk store's.
-    """
-    lines = [
-        "| task | placement | length | factor | backend | exact match | n | 95 % interval | tokens/s "
-        "| device | host | disk |",
-        "|---|---|---:|---:|---|---:|---:|---|---:|---:|---:|---:|",
-    ]
-    for row in _pool_depths(rows):
-        if row["status"] == "skipped":
-            result = f"{row['reason']} | | | | | | |"
-        else:
-            if row["accuracy"] is not None:
-                score, interval = f"{row['accuracy']:.3f}", f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
-            else:
-                score, interval = f"perplexity {row.get('perplexity') or float('inf'):.2f}", ""
-            partial = " (partial)" if row["status"] == "partial" else ""
-            speed = f"{row['tokens_per_second']:,.0f}" if row["tokens_per_second"] else ""
-            device = row["peak_device_bytes"] or row["state_bytes"]
-            sizes = " | ".join(_size(size) for size in (device, row["host_bytes"], row["disk_bytes"]))
-            result = f"{score} | {row['n']}{partial} | {interval} | {speed} | {sizes} |"
-        where = f"| {row['task']} | {row['placement'] or ''} | {row['eval_length']:,} | {row['factor']:g} "
-        lines.append(f"{where}| {row['backend']} | {result}")
-    return "\n".join(lines) + "\n"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m gca_lit.plots", description="Compare runs by evaluation length.")
-    parser.add_argument("run_dir", nargs="+", type=Path, help="folder with a results file")
+    parser.add_argument("run", nargs="+", type=Path, help="folder with a results file, or a results file")
     parser.add_argument("--output", type=Path, default=Path(), help="where table.md and accuracy_by_length.png go")
     parser.add_argument("--split", default="val", help="rows of this split of the data: val or test")
-    parser.add_argument("--file", default="length_generalization.jsonl", help="name of the results file")
+    parser.add_argument("--file", default="length_generalization.jsonl", help="name of the results file in a folder")
     options = parser.parse_args(arguments)
-    if missing := [str(folder) for folder in options.run_dir if not (folder / options.file).exists()]:
-        parser.error(f"there is no {options.file} in {', '.join(missing)}: run LengthGeneralization first")
-    rows = _read([folder / options.file for folder in options.run_dir], options.split)
+    files = [path if path.is_file() else path / options.file for path in options.run]
+    if absent := [str(path) for path, file in zip(options.run, files, strict=True) if not file.exists()]:
+        parser.error(f"there is no {options.file} in {', '.join(absent)}: run LengthGeneralization first")
+    rows = tell_tasks_apart(_read(files, options.split))
     if not rows:
-        parser.error(f"there are no rows of split {options.split} in {', '.join(map(str, options.run_dir))}")
-    text = table(rows)
+        parser.error(f"there are no rows of split {options.split} in {', '.join(map(str, options.run))}")
+    text = "\n".join(part for part in (summary(rows), table(rows)) if part)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "table.md").write_text(text, encoding="utf-8")
     accuracy_by_length(rows, options.output / "accuracy_by_length.png")
@@ -136,16 +108,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _read(paths: Sequence[Path], split: str) -> list[Row]:
-    """Rows of a split, of each backend's newest checkpoint; a backend in several files gets the folder in its name."""
+    """Rows of a split, of each backend's newest checkpoint; a backend in several files gets the run in its name."""
     files = []
     for path in paths:
         rows = [row for row in latest(ResultsFile(path).rows) if row.get("split", split) == split]
         newest = {row["backend"]: row["checkpoint_sha256"] for row in rows}
-        files.append((path, [row for row in rows if row["checkpoint_sha256"] == newest[row["backend"]]]))
+        run = path.parent.name if path.name == "length_generalization.jsonl" else path.stem
+        files.append((run, [row for row in rows if row["checkpoint_sha256"] == newest[row["backend"]]]))
     backends = [backend for _, rows in files for backend in {row["backend"] for row in rows}]
     return [
-        row | {"backend": f"{row['backend']} ({path.parent.name})"} if backends.count(row["backend"]) > 1 else row
-        for path, rows in files
+        row | {"backend": f"{row['backend']} ({run})"} if backends.count(row["backend"]) > 1 else row
+        for run, rows in files
         for row in rows
     ]
 
@@ -206,7 +179,7 @@ def colors_of(backends: Iterable[str]) -> dict[str, str]:
 
 
 def _curves(axes: Any, rows: Sequence[Row], colors: dict[str, str]) -> None:
-    pooled = _pool_depths(rows)
+    pooled = pool_depths(rows)
     for number, (backend, color) in enumerate(colors.items()):
         mine = [row for row in pooled if row["backend"] == backend]
         known = [row for row in mine if row["accuracy"] is not None]
@@ -258,61 +231,12 @@ def _curves(axes: Any, rows: Sequence[Row], colors: dict[str, str]) -> None:
     axes.set_xlabel("evaluation length in tokens", fontsize=9)
 
 
-def _pool_depths(rows: Iterable[Row]) -> list[Row]:
-    """One row for each task, placement, length and backend: counts added, speed and memory of the worst depth."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["task"], row["placement"] or "", row["eval_length"], row["backend"]), []).append(row)
-    pooled = []
-    for _, group in sorted(groups.items()):
-        counted = [row for row in group if row["n"]]
-        if not counted:
-            pooled.append(group[0])
-            continue
-        one = dict(counted[0])
-        one["n"] = sum(row["n"] for row in counted)
-        one["status"] = "done" if all(row["status"] == "done" for row in group) else "partial"
-        if one["correct"] is not None:
-            one["correct"] = sum(row["correct"] for row in counted)
-            one["accuracy"] = one["correct"] / one["n"]
-            one["ci_low"], one["ci_high"] = wilson(one["correct"], one["n"])
-        speeds = [row["tokens_per_second"] for row in counted if row["tokens_per_second"]]
-        one["tokens_per_second"] = min(speeds, default=None)
-        for name in ("peak_device_bytes", "state_bytes", "host_bytes", "disk_bytes"):
-            one[name] = max((row[name] for row in counted if row[name] is not None), default=None)
-        pooled.append(one)
-    return pooled
-
-
-def short_length(length: int) -> str:
-    """16,384 -> 16K and 16,384,000 -> 16M, as people say them."""
-    for unit, sizes in (("M", (1_024_000, 1 << 20, 1_000_000)), ("K", (1024, 1000))):
-        if length >= sizes[-1]:
-            whole = next((length // size for size in sizes if length % size == 0), None)
-            return f"{whole or round(length / sizes[0], 2):g}{unit}"
-    return str(length)
-
-
-def missing(row: Row) -> str:
-    """Why a row has no number, in a word."""
-    return "max_length" if (row["reason"] or "").startswith("max_length") else str(row["status"])
-
-
 def title(backend: str) -> str:
     return TITLES.get(backend, backend)
 
 
 def _placement(placement: str) -> str:
     return "question at the chunk border" if placement == "chunk" else "question at the end"
-
-
-def _size(held: int) -> str:
-    size, unit = float(held), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.{0 if unit == 'B' else 1}f} {unit}"
 
 
 def pyplot() -> Any:

@@ -1,0 +1,33 @@
+"""What is published agrees: tables with their rows, rows with the model files."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from gca_lit.results import ResultsFile
+from gca_lit.tables import summary, table, tell_tasks_apart
+
+DOCS = Path(__file__).parents[1] / "docs"
+TABLES = {
+    "results/needle_16k_6m.jsonl": ("../README.md", "results/needles.md"),
+    "demo.jsonl": ("../README.md", "demo.md"),
+}
+
+
+@pytest.mark.parametrize("rows", TABLES)
+def test_tables_are_those_of_their_rows(rows):
+    made = summary(tell_tasks_apart(ResultsFile(DOCS / rows).rows))
+    for page in TABLES[rows]:
+        assert made in (DOCS / page).read_text(encoding="utf-8"), f"make the table of {page} anew: gca_lit.plots {rows}"
+
+
+def test_the_demo_page_has_every_row():
+    assert table(ResultsFile(DOCS / "demo.jsonl").rows) in (DOCS / "demo.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("model", sorted((DOCS / "models").iterdir()), ids=lambda path: path.stem)
+def test_rows_of_a_published_model_are_of_this_very_file(model):
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    rows = ResultsFile(DOCS / "results" / f"{model.stem}.jsonl").rows
+    assert rows and {row["checkpoint_sha256"] for row in rows} == {digest}
