@@ -60,15 +60,20 @@ def _fake_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, ids: Tensor, w
 
 
 class _Attention(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            out, lse = torch.ops.gca_kernels.forward.default(*arguments)
-        q, k, v, ids, weights, *index, ctx.block, ctx.start, ctx.scale, _ = arguments
+            return torch.ops.gca_kernels.forward.default(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        q, k, v, ids, weights, *index, ctx.block, ctx.start, ctx.scale, _ = inputs
+        _, lse = output
         ctx.save_for_backward(q, k, v, ids, weights, lse, *index)
         ctx.mark_non_differentiable(lse)
         ctx.set_materialize_grads(False)  # or zeros are made for the gradient of lse
-        return out, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -81,9 +86,15 @@ class _Attention(torch.autograd.Function):
 class _Gradients(torch.autograd.Function):
     """The backward pass, once: its own derivative is an error."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return torch.ops.gca_kernels.backward.default(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
