@@ -60,20 +60,15 @@ def _fake_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, ids: Tensor, w
 
 
 class _Attention(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.gca_kernels.forward.default(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        q, k, v, ids, weights, *index, ctx.block, ctx.start, ctx.scale, _ = inputs
-        _, lse = output
+            out, lse = torch.ops.gca_kernels.forward.default(*arguments)
+        q, k, v, ids, weights, *index, ctx.block, ctx.start, ctx.scale, _ = arguments
         ctx.save_for_backward(q, k, v, ids, weights, lse, *index)
         ctx.mark_non_differentiable(lse)
         ctx.set_materialize_grads(False)  # or zeros are made for the gradient of lse
+        return out, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -86,15 +81,9 @@ class _Attention(torch.autograd.Function):
 class _Gradients(torch.autograd.Function):
     """The backward pass, once: its own derivative is an error."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return torch.ops.gca_kernels.backward.default(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -110,7 +99,7 @@ torch.library.register_fake("gca_kernels::backward", _fake_backward, lib=_librar
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """`_forward` with its gradients: in a graph that is compiled the operation, else without the way through it."""
-    if torch.compiler.is_compiling():
+    """`_forward` with its gradients: as the operation where something looks at it, else directly, which is faster."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return torch.ops.gca_kernels.forward.default(*arguments)
     return _Attention.apply(*arguments)
