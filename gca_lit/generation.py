@@ -79,7 +79,7 @@ def read(
     """Let `state` go on over `tokens`; only the last one is read, before it the model only writes its memory.
 
     Args:
-        tokens: [B, T] of any integer type on the model's device, T at least 1.
+        tokens: [B, T] of any integer type on any device, T at least 1.
         state: of the text before; it must not be used again.
         segment: text tokens of one forward, rounded down to whole chunks (at least one) when the model has chunks.
         progress: called with the number of tokens of each segment that is done.

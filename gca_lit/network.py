@@ -64,7 +64,11 @@ class NetworkModule(LightningModule):
         return self._decoder.new_state(batch_size, store)
 
     def step(self, tokens: Tensor, state: ModelState, read: Read = "all") -> Step:
-        return self._decoder(tokens, state, read)
+        """See `Decoder.forward`; tokens may lie on the host, so that a long text takes no room on the device."""
+        device = self._decoder.embed.weight.device
+        if device.type == "cuda" and tokens.device.type == "cpu":
+            tokens = tokens.pin_memory()  # or the copy would wait for all that the device still has to do
+        return self._decoder(tokens.to(device, non_blocking=True), state, read)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._decoder.logits(hidden)

@@ -76,7 +76,7 @@ def score(
 ) -> Score:
     """Stream `tokens` through `model` and score every target that is not -100.
 
-    tokens, targets: int64 [B, T], tokens on the model's device; targets[b, t] is the token that follows tokens[b, t].
+    tokens, targets: int64 [B, T], on any device; targets[b, t] is the token that follows tokens[b, t].
     segment: text tokens of one forward, rounded down to whole chunks (at least one) when the model has chunks.
     store: where chunk K/V go; the model empties it first. A model with chunks needs one.
     read_from: read every segment from this position to the last scored one, so that their selections are kept.
@@ -92,7 +92,7 @@ def score(
     targets = targets.cpu()
     spans = _spans((targets != IGNORED).any(0), segment, read_from)
     scored, retrieved = [], []
-    start_time = _now(tokens.device)
+    start_time = _now()
     state = model.new_state(B, store)
     for (start, stop), span in spans:
         step = model.step(tokens[:, start:stop], state, read="none" if span is None else span)
@@ -101,7 +101,7 @@ def score(
             first, last = start + span.start, start + span.stop
             scored.append(_score_hidden(model, step.hidden, targets[:, first:last], first))
             retrieved.append(_retrieved(step))
-    seconds = _now(tokens.device) - start_time
+    seconds = _now() - start_time
     rows, positions, nll, predictions, correct = (
         [torch.cat(parts) for parts in zip(*scored, strict=True)] if scored else _no_tokens()
     )
@@ -212,9 +212,9 @@ def _no_tokens() -> list[Tensor]:
     return [torch.empty(0, dtype=dtype) for dtype in dtypes]
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _now() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter()
 
 

@@ -56,7 +56,7 @@ def trace(
 
     Args:
         model: speaks the network protocol, and describes itself.
-        tokens: int64 [T] on the model's device, at least one.
+        tokens: int64 [T] on any device, at least one.
         decode: token ids -> text.
         segment: text tokens of one forward.
         store: where chunk K/V go; the model empties it first.

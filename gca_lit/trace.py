@@ -114,7 +114,7 @@ def run(cli: Any, tokens: Tensor) -> Any:
     try:
         with precision.forward_context():
             decode = cli.datamodule.tokenizer.decode
-            return trace(model, tokens.to(device), decode, model.predict_segment, model.store)
+            return trace(model, tokens, decode, model.predict_segment, model.store)
     finally:
         model.store.close()
 

@@ -129,7 +129,7 @@ class GeneratingTrainer(Trainer):
         self, model: CausalLM, ids: np.ndarray, state: ModelState, segment: int, meter: TokenMeter
     ) -> tuple[ModelState, Tensor]:
         device = self.strategy.root_device
-        tokens = torch.from_numpy(ids.astype(np.int32))[None].to(device)
+        tokens = torch.from_numpy(ids.astype(np.int32))[None]
         silent = None if self.progress_bar_callback else True
         with tqdm(total=len(ids), desc="prompt", unit="token", unit_scale=True, disable=silent) as bar:
 

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from gca_lit import scoring
+from gca_lit.attention import SlidingWindow
+from gca_lit.model import DecoderConfig
+from gca_lit.network import NetworkModule
 from gca_lit.scoring import Retrieved, Score, recall, score
 from gca_lit.tasks.base import Episode
 
@@ -178,3 +181,21 @@ def test_recall_of_groups_and_rows():
 def test_recall_has_nothing_to_judge(episode):
     assert recall(scored(retrieved(7, [[2, 5], [2, 3]])), episode, 10) == (None, None)
     assert recall(scored(retrieved(7, [[2, 5], [2, 3]])), EPISODE, None) == (None, None)
+
+
+@pytest.mark.gpu
+def test_a_text_stays_on_the_host():
+    model = NetworkModule(
+        SlidingWindow(window=16),
+        DecoderConfig(width=16, heads=1, kv_heads=1, layers=1, mlp_width=16),
+        vocab_size=32,
+        compile=False,
+    )
+    model.configure_model()
+    model.cuda()
+    peaks = []
+    for length in (1 << 15, 1 << 23):
+        torch.cuda.reset_peak_memory_stats()
+        score(model, torch.zeros(1, length, dtype=torch.long), torch.full((1, length), -100), segment=1 << 14)
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1] - peaks[0] < 1 << 22  # the tokens of the longer one take 64 MiB

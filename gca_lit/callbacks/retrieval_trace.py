@@ -59,7 +59,7 @@ class RetrievalTrace(AtEvaluation):
         if split == "test" or not (trainer.is_global_zero or sharded(trainer)):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        tokens = self._tokens(trainer).to(trainer.strategy.root_device)
+        tokens = self._tokens(trainer)
         with trainer.precision_plugin.val_step_context():
             found = trace(model, tokens, data.tokenizer.decode, self.segment, self.store)
         self.store.close()

@@ -88,7 +88,7 @@ class Rouge(AtEvaluation):
 
     def _row(self, trainer: Trainer, model: Any, pairs: Any, number: int) -> dict[str, Any]:
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        prompt = pairs.prompt(number).to(trainer.strategy.root_device)[None]
+        prompt = pairs.prompt(number)[None]
         state, logits = read(model, prompt, model.new_state(1, self.store), self.segment)
         prediction = tokenizer.decode(list(generate(model, state, logits, self.sampling, {tokenizer.eos})))
         reference = tokenizer.decode(pairs.target(number).tolist())

@@ -58,7 +58,7 @@ class Samples(EverySteps):
         texts = []
         with evaluating(model), trainer.precision_plugin.val_step_context():
             for prompt in self.prompts:
-                tokens = torch.tensor([tokenizer.encode(prompt)], device=trainer.strategy.root_device)
+                tokens = torch.tensor([tokenizer.encode(prompt)])
                 state, logits = read(model, tokens, model.new_state(1, self.store), SEGMENT)
                 ids = generate(model, state, logits, self.sampling, {tokenizer.eos})
                 texts.append(tokenizer.decode(list(ids)))

@@ -33,7 +33,7 @@ class Tally:
         self, model: Network, episodes: Sequence[Episode], device: torch.device, segment: int, store: ChunkStore
     ) -> None:
         """Score episodes of one length in one batch, teacher forced, and count them."""
-        tokens = torch.stack([episode.tokens for episode in episodes]).to(device)
+        tokens = torch.stack([episode.tokens for episode in episodes])
         targets = torch.stack([episode.targets for episode in episodes])
         asked = [episode.asked for episode in episodes if episode.needles]
         read_from = min(asked) if asked and model.chunk_size else None

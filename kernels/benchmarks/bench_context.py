@@ -10,7 +10,7 @@ for speed does not depend on them. Precision is that of bf16-mixed, with the par
 A context is read by `gca_lit.generation.read`, which only writes memory before the last segment: first into an empty
 store, which allocates in passing, then ("again") into the slabs it kept. Between the two, contexts up to --full_up_to
 are read with every output computed. Then tokens are generated greedily, each of which waits for the device. Tokens are
-text tokens, GB = 1e9 bytes. Peaks of device memory hold the weights, and those of reading the prompt, 4 bytes a token.
+text tokens, GB = 1e9 bytes. Peaks of device memory hold the weights.
 Landmarks are the part of the state that grows with the context: their GB are those in use, the state's those allocated.
 """
 
@@ -47,8 +47,8 @@ def measure(
     model: CausalLM, length: int, segment: int, store: ChunkStore, full: bool, device: str, new_tokens: int = NEW_TOKENS
 ) -> dict[str, Any]:
     """Speed and memory of one model and length; `full`: whether to read with every output computed too."""
-    random = torch.Generator(device).manual_seed(0)
-    tokens = torch.randint(model.vocab_size, (1, length), generator=random, dtype=torch.int32, device=device)
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.vocab_size, (1, length), generator=random, dtype=torch.int32)
     if model.chunk_size:
         segment = max(1, segment // model.chunk_size) * model.chunk_size
     row: dict[str, Any] = {}
@@ -69,7 +69,6 @@ def measure(
         clock.start()
         state, logits = read(model, tokens, model.new_state(1, store), segment)
         row["again_tokens_per_s"] = length / clock.lap()
-        del tokens
         row |= _held(state) | decoding(model, state, logits, new_tokens, clock)
     store.close()
     return row
