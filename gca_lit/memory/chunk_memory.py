@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gca_lit.memory.base import ChunkStore, ChunkTable, Selection
 
-FEWEST, MOST = 256, 131_072
+FEWEST, MOST = 256, 65_536
 """Landmarks of one block."""
 
 

@@ -35,17 +35,24 @@ class InlineCopies:
 
 
 class StreamCopies:
-    """Copies run on a CUDA stream of their own, behind the work queued when they start."""
+    """Copies run on a CUDA stream of their own, behind the work queued when they start.
+
+    Each holds its source on the device until it is done, so the host queues one copy behind the one that runs, no more.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
+        self._last: torch.cuda.Event | None = None
 
     def run(self, copy: Callable[[], None], source: Tensor) -> None:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             copy()
         source.record_stream(self._stream)
+        before, self._last = self._last, self._stream.record_event()
+        if before is not None:
+            before.synchronize()
 
     def read(self, read: Callable[[], Tensor]) -> Tensor:
         current = torch.cuda.current_stream(self._device)

@@ -212,7 +212,6 @@ def test_a_direct_read_keeps_nobody_waiting_and_is_not_overwritten():
     store.read(ids)  # compiles the kernel
     torch.cuda.synchronize()
     torch.cuda._sleep(1_000_000_000)
-    store.write(*first)
     read = store.read(ids)
     assert not torch.cuda.current_stream().query()
     store._slabs.reset()  # `store.reset` would wait
@@ -220,6 +219,21 @@ def test_a_direct_read_keeps_nobody_waiting_and_is_not_overwritten():
     assert not torch.cuda.current_stream().query()
     assert all(torch.equal(got, written[batch, ids]) for got, written in zip(read, first, strict=True))
     assert all(torch.equal(got, written[batch, ids]) for got, written in zip(store.read(ids), second, strict=True))
+    store.close()
+
+
+@pytest.mark.gpu
+def test_writes_that_wait_hold_two_segments_on_the_device_at_most():
+    store = HostStore()
+    k, v = (x.cuda() for x in chunks(2, 3000, 0))
+    store.write(k, v)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    for _ in range(8):
+        torch.cuda._sleep(50_000_000)
+        store.write(k, v)
+    assert torch.cuda.max_memory_allocated() - held <= 2.5 * (k.nbytes + v.nbytes)
     store.close()
 
 
