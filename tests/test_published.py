@@ -11,6 +11,7 @@ from gca_lit.tables import summary, table, tell_tasks_apart
 DOCS = Path(__file__).parents[1] / "docs"
 TABLES = {
     "results/needle_16k_6m.jsonl": ("../README.md", "results/needles.md"),
+    "results/needle_16k_128m.jsonl": ("results/needles.md",),
     "demo.jsonl": ("../README.md", "demo.md"),
 }
 
