@@ -60,6 +60,10 @@ class LayerPlan:
     window: int | None
     group: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"attention: the window of a layer must be at least 1 row, got {self.window}")
+
 
 @dataclass(frozen=True)
 class View:
@@ -137,8 +141,9 @@ class AttentionBackend(ABC):
         return 4 * dims.width * sum(seen_pairs(length, p.window) for p in self.plan(layers))
 
     def describe(self) -> dict[str, Any]:
-        """Settings for the log and for results: at least backend, window and k."""
-        return {"backend": self.name, "window": None, "k": None, "chunk_size": self.chunk_size}
+        """Settings for the log and for results: at least backend, window and k, of settings `window` and `top_k`."""
+        window, k = (getattr(self, setting, None) for setting in ("window", "top_k"))
+        return {"backend": self.name, "window": window, "k": k, "chunk_size": self.chunk_size}
 
 
 class RetrievalBackend(AttentionBackend):
@@ -168,8 +173,3 @@ def seen_pairs(rows: int, window: int | None) -> int:
     """Pairs of a row and one that it sees, itself or a row before, among `rows` rows."""
     window = rows if window is None else min(window, rows)
     return window * (window + 1) // 2 + (rows - window) * window
-
-
-def check_window(window: int, backend: str) -> None:
-    if window < 1:
-        raise ValueError(f"{backend}: window must be at least 1 row, got {window}")

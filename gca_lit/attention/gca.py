@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gca_kernels import GCAIndex, gca_attention, gca_index
-from gca_lit.attention.base import Dims, LayerPlan, Mixer, RetrievalBackend, View, check_window, seen_pairs
+from gca_lit.attention.base import Dims, LayerPlan, Mixer, RetrievalBackend, View, seen_pairs
 from gca_lit.attention.self_attention import KV, SelfAttention
 from gca_lit.layers import RMSNorm
 from gca_lit.memory.base import ChunkTable, Selection
@@ -62,7 +62,6 @@ class GroupedCrossAttention(RetrievalBackend):
         for setting, value in counts.items():
             if value < 1:
                 raise ValueError(f"GroupedCrossAttention: {setting} must be at least 1, got {value}")
-        check_window(window, "GroupedCrossAttention")
         if window < 2 * (chunk_size + 1):
             raise ValueError(
                 f"GroupedCrossAttention: window {window} leaves a blind gap: it must cover two blocks, "
@@ -124,9 +123,6 @@ class GroupedCrossAttention(RetrievalBackend):
         pairs += self.encoder_layers * chunks * block**2
         scores = self.groups * chunks * (chunks - 1) // 2
         return 4 * dims.width * pairs + 2 * (self.retrieval_width or dims.width) * scores
-
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"window": self.window, "k": self.top_k}
 
 
 class GCAMixer(Mixer):

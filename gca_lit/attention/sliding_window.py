@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from gca_lit.attention.base import AttentionBackend, Dims, LayerPlan, check_window
+from gca_lit.attention.base import AttentionBackend, Dims, LayerPlan
 from gca_lit.attention.self_attention import SelfAttention
 
 
@@ -18,7 +16,6 @@ class SlidingWindow(AttentionBackend):
     name = "sliding_window"
 
     def __init__(self, window: int = 512) -> None:
-        check_window(window, "SlidingWindow")
         self.window = window
 
     def plan(self, layers: int) -> tuple[LayerPlan, ...]:
@@ -26,6 +23,3 @@ class SlidingWindow(AttentionBackend):
 
     def mixer(self, dims: Dims, plan: LayerPlan) -> SelfAttention:
         return SelfAttention(dims, plan.window)
-
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"window": self.window}

@@ -10,7 +10,6 @@ from gca_lit.attention.base import Dims
     ("settings", "message"),
     [
         ({"window": 127}, "blind gap"),
-        ({"window": 0}, "window must be at least 1"),
         ({"chunk_size": 0}, "chunk_size must be at least 1"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"groups": 0}, "groups must be at least 1"),
@@ -36,8 +35,8 @@ def test_layers_must_fill_the_groups():
 
 
 def test_other_backends_refuse():
-    with pytest.raises(ValueError, match="SlidingWindow: window"):
-        SlidingWindow(0)
+    with pytest.raises(ValueError, match="window of a layer must be at least 1 row, got 0"):
+        SlidingWindow(0).plan(2)
     with pytest.raises(ValueError, match="max_length"):
         FullAttention(max_length=0)
     with pytest.raises(ValueError, match="log_n_length"):
