@@ -32,7 +32,7 @@ OVERLAYS = [path for axis in AXES for path in sorted((CONFIGS / axis).glob("*.ya
 EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
 NEEDLE, NEEDLES = CONFIGS / "experiment" / "needle_16k_6m.yaml", sorted((CONFIGS / "experiment/needle").glob("*.yaml"))
 FOUR_TASKS = CONFIGS / "experiment" / "needle" / "four_tasks.yaml"
-BEHIND_FOUR_TASKS = ("hops", "longer_chunks", "numbers", "other_rows", "more_numbers", "one_run", "hard")
+BEHIND_FOUR_TASKS = ("hops", "longer_chunks", "numbers", "other_rows", "more_numbers", "hard")
 PAIRS = [pair for pair in combinations(OVERLAYS, 2) if pair[0].parent != pair[1].parent]
 DEMO = sorted((CONFIGS / "demo").glob("*.yaml"))
 BASE, DEMO_BASE = CONFIGS / "base.yaml", CONFIGS / "demo.yaml"
