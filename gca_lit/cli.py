@@ -16,10 +16,12 @@ import yaml
 from jsonargparse import set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_module
+from torch.optim import Optimizer
 
 from gca_lit.callbacks import (
     Begun,
@@ -38,7 +40,7 @@ from gca_lit.checkpointing import WholeCheckpointIO, check_checkpoint, is_remote
 from gca_lit.data.datamodule import ArrowDataModule
 from gca_lit.exits import MISTAKES, TRACEBACK, end, lost
 from gca_lit.module import CausalLM
-from gca_lit.parsing import Parser, Refused, make
+from gca_lit.parsing import Parser, Refused, make, make_optimizer
 from gca_lit.run_directory import KeepConfig, RunLock
 from gca_lit.trainer import GeneratingTrainer
 from gca_lit.usage import UsageError, load_yaml
@@ -123,6 +125,7 @@ class CLI(LightningCLI):
         if self.subcommand == "fit" and path is not None and Path(path).suffix == SUFFIX:
             raise UsageError(f"{path} holds weights alone, training cannot go on from it: set model.init_from instead")
         self.parser.add_instantiator(self._make_logger, Logger, subclasses=True)
+        self.parser.add_instantiator(make_optimizer, Optimizer, subclasses=True)
         self.parser.add_instantiator(make, object, subclasses=True)
 
     def instantiate_classes(self) -> None:
@@ -168,6 +171,7 @@ class CLI(LightningCLI):
         trainer.callbacks can bring its own instance of one of these instead.
         """
         settings = self._get(self.config_init, "trainer")
+        _check(settings)
         root = Path(settings["default_root_dir"])
         checkpoint = self._get(self.config_init, "checkpoint")
         checkpoint.dirpath = checkpoint.dirpath or str(root / "checkpoints")
@@ -220,6 +224,19 @@ def _in_utf_8() -> None:
     encoding = codecs.lookup(locale.getencoding()).name
     if encoding != "utf-8" and not sys.flags.utf8_mode and os.environ.get("PYTHONUTF8") != "1":
         os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONUTF8": "1"})
+
+
+def _check(trainer: Any) -> None:
+    """Raise UsageError for settings of the trainer that Lightning takes silently, or refuses without a remedy."""
+    if not trainer["default_root_dir"]:
+        raise UsageError("trainer.default_root_dir is empty: name the directory of the run, such as runs/default")
+    clip = trainer["gradient_clip_val"]
+    if clip is not None and clip < 0:
+        raise UsageError(f"trainer.gradient_clip_val must not be negative, got {clip}: null clips nothing")
+    if trainer["accelerator"] == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+        raise UsageError(
+            "trainer.accelerator is gpu, but torch finds none: set it to cpu, e.g. by --config configs/trainer/cpu.yaml"
+        )
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:

@@ -44,3 +44,11 @@ def make(cls: type[T], *args: Any, applied_instantiation_links: Any, **settings:
         return cls(*args, **settings)
     except (ValueError, OSError, MisconfigurationException) as error:
         raise Refused(error) from error
+
+
+def make_optimizer(cls: type[T], *args: Any, applied_instantiation_links: Any, **settings: Any) -> T:
+    """Like `make`, for model.optimizer, which is made when training is set up and not by jsonargparse."""
+    try:
+        return cls(*args, **settings)
+    except ValueError as error:
+        raise ValueError(f"model.optimizer: {error}") from error

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 
@@ -43,15 +42,26 @@ class RunLock:
 
 
 class KeepConfig(SaveConfigCallback):
-    """Writes the resolved configuration to the run directory, beside those of earlier runs when it differs."""
+    """Writes the resolved configuration to the run directory, beside those of earlier runs when it differs.
+
+    It waits for the loop to start: until then the run can be refused.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the run directory. Raises OSError when it cannot be written."""
+        folder = Path(trainer.default_root_dir)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(f"{folder} cannot be written: set another trainer.default_root_dir")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.already_saved or not trainer.is_global_zero:
             return
         self.already_saved = True
-        name = f"config_{TrainerFn(stage).value}"
+        assert trainer.state.fn is not None
+        name = f"config_{trainer.state.fn.value}"
         folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         text = self.parser.dump(self.config, skip_none=False)
         earlier = sorted(folder.glob(f"{name}*.yaml"), key=_number)
         if any(path.read_text(encoding="utf-8") == text for path in earlier):
@@ -63,6 +73,8 @@ class KeepConfig(SaveConfigCallback):
             changes = unified_diff(before, text.splitlines(), n=0, lineterm="")
             lines = "\n".join(line for line in list(changes)[2:] if not line.startswith("@@"))
             rank_zero_info(f"{path} differs from {earlier[-1].name}:\n{lines}")
+
+    on_validation_start = on_test_start = on_predict_start = on_train_start
 
 
 def _number(path: Path) -> int:

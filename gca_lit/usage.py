@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import ArgumentParser, get_loader
@@ -15,10 +15,12 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 
+from gca_lit import attention, callbacks, memory, tasks
 from gca_lit.attention import AttentionBackend
 from gca_lit.memory import ChunkStore
 from gca_lit.tasks import Task
 
+PACKAGES = (attention, memory, tasks, callbacks)
 BASES = (AttentionBackend, ChunkStore, Task, Optimizer, Callback, Logger)
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -32,10 +34,15 @@ class UsageError(Exception):
 def explain(message: str, parser: ArgumentParser) -> str:
     """A message of jsonargparse as one sentence."""
     keys = [key for key in re.findall(r'Parser key "([^"]+)"', message) if key != "config"]
-    prefix = f"{'.'.join(keys)}: " if keys else ""
+    path = ""
+    for key in keys:
+        path = key if not path or key.startswith(f"{path}.") else f"{path}.{key}"
+    prefix = f"{path}: " if path else ""
     if found := re.search(r"dot import path string: (\S+)|module '\S+' has no attribute '(\w+)'", message):
         name = found[1] or found[2]
-        return f"{prefix}there is no class {name}" + _nearest(name, [c.__name__ for c in known_classes()])
+        return f"{prefix}there is no class {name}" + (
+            _nearest(name, [c.__name__ for c in known_classes()]) or _own_classes(path, parser)
+        )
     if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
         other = found[1].startswith("pytorch_lightning.")
         hint = f"; use lightning.pytorch{found[1].removeprefix('pytorch_lightning')}" if other else ""
@@ -60,9 +67,11 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if found := re.search(r"(?:Got|Given) value: (.*)", message):
         expected = re.findall(r"Expected an? (?!path but)(.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
         types = list(dict.fromkeys(map(_type, expected)))
-        if types == ["Sequence"]:
+        if types in (["Sequence"], ["tuple"], ["list"], ["list", "null"]):
             return f"{prefix}expected a list, such as [{found[1]}], got {found[1]}"
         return f"{prefix}expected {' or '.join(types) or 'another type'}, got {found[1]}"
+    if (found := re.match(r"Unexpected config: (.*)", message, re.DOTALL)) and yaml.safe_load(found[1]) is None:
+        return "there are no settings in it: write some, or leave the file out"
     if found := re.search(r"Problem with given class_path '(\S+)':\s*(.*)", message):
         return f"{prefix}{found[1]} cannot be imported: {found[2]}"
     return " ".join(message.split())
@@ -102,6 +111,21 @@ def _refuse_duplicates(node: yaml.Node | None) -> None:
 def _nearest(name: str, candidates: Iterable[str]) -> str:
     matches = get_close_matches(name, list(candidates), n=1)
     return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def _own_classes(path: str, parser: ArgumentParser) -> str:
+    """Those of this package that suit the setting at `path`."""
+    hints = [getattr(action, "_typehint", None) for action in parser._actions if action.dest == path]
+    bases = {base for base in BASES if any(base in _parts(hint) for hint in hints)}
+    own = [c for c in known_classes() if c.__module__.startswith("gca_lit.")]
+    suitable = {c.__name__ for c in own if bases.intersection(c.__mro__)}
+    names = [name for package in PACKAGES for name in package.__all__ if name in suitable]
+    return f"; gca_lit has {', '.join(names)}" if names else ""
+
+
+def _parts(hint: Any) -> list[Any]:
+    """A type and the types within it."""
+    return [hint, *(part for inner in get_args(hint) for part in _parts(inner))]
 
 
 def _nearest_setting(name: str, parser: ArgumentParser) -> str:

@@ -60,10 +60,23 @@ class LengthGeneralization(AtEvaluation):
         super().__init__(during_fit_every)
         if not factors or min(factors) <= 0:
             raise ValueError(f"LengthGeneralization: factors must be positive numbers, got {list(factors)}")
+        if not episodes or min(n for _, n in episodes) < 1:
+            raise ValueError(
+                f"LengthGeneralization: episodes must be [factor, n] pairs with n at least 1, got {list(episodes)}"
+            )
         if min(start for start, _ in episodes) > min(factors):
             raise ValueError(f"LengthGeneralization: episodes gives no number for factor {min(factors):g}")
         if wrong := set(placements) - {"chunk", "end"}:
             raise ValueError(f'LengthGeneralization: placements are "chunk" and "end", not {", ".join(sorted(wrong))}')
+        for name, value in {"segment": segment, "batch_tokens": batch_tokens}.items():
+            if value < 1:
+                raise ValueError(f"LengthGeneralization: {name} must be at least 1, got {value}")
+        if max_seconds is not None and max_seconds <= 0:
+            raise ValueError(
+                f"LengthGeneralization: max_seconds must be positive, or null for no limit, got {max_seconds}"
+            )
+        if max_host_bytes is not None and max_host_bytes < 0:
+            raise ValueError(f"LengthGeneralization: max_host_bytes must not be negative, got {max_host_bytes}")
         self.plan = Plan(
             factors=sorted(factors),
             episodes=sorted((float(start), n) for start, n in episodes),

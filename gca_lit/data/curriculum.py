@@ -18,15 +18,15 @@ def check_stages(stages: list[tuple[int, int]], train_length: int) -> None:
     if not steps or steps[0] != 0 or any(a >= b for a, b in pairwise(steps)):
         raise ValueError(f"stages must begin at optimizer step 0 and go upwards, these steps do not: {steps}")
     for _, length in stages:
-        check_length(length, train_length)
+        check_length(length, train_length, "data.stages")
 
 
-def check_length(length: int, train_length: int) -> None:
-    """Raise ValueError unless `length` divides `train_length`."""
+def check_length(length: int, train_length: int, setting: str) -> None:
+    """Raise ValueError, naming the `setting` that it comes from, unless `length` divides `train_length`."""
     if length < 1 or train_length % length:
         raise ValueError(
-            f"stage length {length} does not divide train_length {train_length}: set data.stages, null for none, "
-            "or data.growth"
+            f"{setting}: length {length} must be positive and divide train_length {train_length}: change one of them, "
+            "or set data.stages and data.growth to null"
         )
 
 
@@ -50,6 +50,9 @@ class LengthRule:
     def __post_init__(self) -> None:
         if self.check_every < 1 or self.window < 1:
             raise ValueError(f"growth needs check_every >= 1 and window >= 1, not {self.check_every} and {self.window}")
+        thresholds = self.threshold.values() if isinstance(self.threshold, dict) else [self.threshold]
+        if not all(0 <= threshold <= 1 for threshold in thresholds):
+            raise ValueError(f"growth.threshold is an accuracy, 0 to 1, not {self.threshold}")
 
     def due(self, step: int) -> bool:
         """Whether to check after optimizer step `step`."""

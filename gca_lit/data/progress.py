@@ -14,7 +14,7 @@ def known_stages(stages: Stages | None, growth: LengthRule | None, train_length:
     if stages is not None and growth is not None:
         raise ValueError("stages and growth both decide the row length: give one of them")
     if growth is not None:
-        check_length(growth.start, train_length)
+        check_length(growth.start, train_length, "data.growth.start")
         return [(0, growth.start)]
     if stages is not None:
         check_stages(stages, train_length)
@@ -75,7 +75,7 @@ class Progress:
 
         Raises ValueError when `length` does not divide the training length.
         """
-        check_length(length, self.stream.train_length)
+        check_length(length, self.stream.train_length, "switch_length")
         position = self.stream.position + HORIZON * self._pace().batch
         self.stream.switch(length, position)
         return position

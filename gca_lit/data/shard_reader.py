@@ -37,6 +37,10 @@ class LocalFiles:
     def __init__(self, directory: str | Path) -> None:
         self.place = str(directory)
         self._directory = Path(directory)
+        if self._directory.is_file():
+            raise ValueError(
+                f"data set {directory} is a file, not a directory of shards: run {PREPARE} DIRECTORY and name that"
+            )
         if not self._directory.is_dir():
             raise FileNotFoundError(f"data set {directory} does not exist: run {PREPARE} {directory}")
         self.manifest = read_manifest(self._directory)

@@ -114,9 +114,9 @@ def test_a_partial_point_is_tried_again(tmp_path, monkeypatch):
 
 
 def test_spent_seconds_skip_the_other_points_of_the_length(tmp_path):
-    written = validate(tmp_path, max_seconds=0, depths=2, factors=[1])
+    written = validate(tmp_path, max_seconds=1e-9, depths=2, factors=[1])
     assert [row["status"] for row in written] == ["skipped", "skipped"]
-    assert written[0]["reason"] == "the 0 s of this length are spent" and written[0]["accuracy"] is None
+    assert written[0]["reason"] == "the 1e-09 s of this length are spent" and written[0]["accuracy"] is None
 
 
 def test_skipped_for_host_memory(tmp_path):
@@ -182,6 +182,12 @@ def test_a_cut_off_last_line_runs_again(tmp_path):
         ({"placements": ["middle"]}, "middle"),
         ({"depths": 0}, "at least 1"),
         ({"depths": [1.5]}, "between 0 and 1"),
+        ({"episodes": []}, r"pairs with n at least 1, got \[\]"),
+        ({"episodes": [[0, 3], [4, 0]]}, r"pairs with n at least 1, got \[\[0, 3\], \[4, 0\]\]"),
+        ({"segment": 0}, "segment must be at least 1, got 0"),
+        ({"batch_tokens": -5}, "batch_tokens must be at least 1, got -5"),
+        ({"max_seconds": 0}, "max_seconds must be positive, or null for no limit, got 0"),
+        ({"max_host_bytes": -1}, "max_host_bytes must not be negative, got -1"),
     ],
 )
 def test_wrong_settings(settings, message):

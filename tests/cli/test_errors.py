@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
@@ -27,6 +28,13 @@ Refused = Callable[..., str]
         (["--model.attention.windows", "4"], "no setting windows; did you mean window?"),
         (["--model.attention.window", "eight"], "model.attention.window: expected int, got eight"),
         (["--model.attention.score", "cosin"], "expected 'dot', 'cosine', got cosin"),
+        (
+            ["--model.attention", "Nope"],
+            "no class Nope; gca_lit has FullAttention, GroupedCrossAttention, SlidingWindow",
+        ),
+        (["--model.store", "Nope"], "no class Nope; gca_lit has DeviceStore, DiskStore, HostStore"),
+        (["--data.tasks", "[Nope]"], "gca_lit has MultiHop, MultiKey, MultiQuery, Perplexity, SingleNeedle, Variable"),
+        (["--trainer.callbacks+=Nope"], "RetrievalProbe, RetrievalTrace, Rouge, Samples, SkipNonFinite, Throughput"),
         (["--data.tasks", "MultiKey"], "data.tasks: expected a list, such as [MultiKey], got MultiKey"),
         (["--data.tasks", "{class_path: MultiKey}"], "expected a list, such as [{'class_path': 'MultiKey'}]"),
         (["--model.store", "HostStor"], "no class HostStor; did you mean HostStore?"),
@@ -54,6 +62,8 @@ def test_flags(tiny: str, refused: Refused, flags: list[str], message: str) -> N
         ("data:\n  tasks:\n  - {class_path: SingleNeedle, class_path: MultiKey}\n", "key 'class_path' stands twice"),
         ("model: [1,\n", "x.yaml: Problems parsing config"),
         ("only words", "x.yaml: Unexpected config: only words"),
+        ("", "x.yaml: there are no settings in it"),
+        ("# only words", "x.yaml: there are no settings in it"),
     ],
 )
 def test_files(tiny: str, tmp_path: Path, refused: Refused, text: str, message: str) -> None:
@@ -75,6 +85,14 @@ def test_the_command_itself(tiny: str, refused: Refused) -> None:
         (["--model.decoder.width", "15"], "width 15 is not a multiple of heads 2"),
         (["--data.align", "8"], "set data.align to 4"),
         (["--data.train", "nowhere"], "data set nowhere does not exist"),
+        (["--data.train", "README.md"], "data set README.md is a file, not a directory of shards"),
+        (["--data.stages", "[[0, -5]]"], "data.stages: length -5 must be positive and divide train_length 64"),
+        (["--data.growth", "{start: 16, threshold: 5}"], "growth.threshold is an accuracy, 0 to 1, not 5"),
+        (["--length_generalization.segment", "0"], "LengthGeneralization: segment must be at least 1, got 0"),
+        (["--model.optimizer.lr", "-1"], "model.optimizer: Invalid learning rate: -1.0"),
+        (["--trainer.default_root_dir", ""], "trainer.default_root_dir is empty: name the directory of the run"),
+        (["--trainer.default_root_dir", "null"], "trainer.default_root_dir is empty: name the directory of the run"),
+        (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val must not be negative, got -1"),
         (["--data.tokenizer", "nowhere.json"], "tokenizer file nowhere.json does not exist"),
         (["--data.train_length", "999999"], "too few for one block"),
         (["--trainer.precision", "12"], "12"),
@@ -101,6 +119,42 @@ def test_what_a_class_says_of_its_settings_is_all_that_is_said(
     """Though the setting can have another type: a list, or null."""
     said = refused("fit", "--config", tiny, *flags)
     assert message in said and "Union" not in said and "Expected" not in said
+
+
+def test_a_setting_is_named_by_its_path(tiny: str, refused: Refused) -> None:
+    said = refused("fit", "--config", tiny, "--model.schedule", "{decay: cosin}")
+    assert said == "model.schedule.decay: expected 'cosine', 'linear', 'none', got cosin"
+
+
+def test_a_list_is_shown(tiny: str, refused: Refused) -> None:
+    said = refused("generate", "--config", tiny, "--prompt", "x", "--sampling.stop", "x")
+    assert said == "sampling.stop: expected a list, such as [x], got x"
+
+
+def test_without_a_gpu(tiny: str, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    for accelerator in (CUDAAccelerator, MPSAccelerator):
+        monkeypatch.setattr(accelerator, "is_available", staticmethod(lambda: False))
+    said = refused("fit", "--config", tiny, "--trainer.accelerator", "gpu")
+    assert "trainer.accelerator" in said and "--config configs/trainer/cpu.yaml" in said
+
+
+def test_a_refused_run_leaves_no_configuration(
+    tiny: str, run_dir: Path, run: Callable[..., None], refused: Refused
+) -> None:
+    assert "learning rate" in refused("fit", "--config", tiny, "--model.optimizer.lr", "-1")
+    assert not list(run_dir.glob("config_*"))
+    run("fit")
+    for subcommand in ("fit", "validate"):
+        wider = [subcommand, "--config", tiny, "--ckpt_path", "last", "--model.decoder.width", "32"]
+        assert "another architecture" in refused(*wider)
+    assert [path.name for path in run_dir.glob("config_*")] == ["config_fit.yaml"]
+
+
+def test_what_a_callback_refuses_when_training_starts(tiny: str, run_dir: Path, refused: Refused) -> None:
+    samples = "{class_path: Samples, init_args: {every_n_steps: 1, prompts: [long enough]}}"
+    full = ["--model.attention", "FullAttention", "--model.attention.max_length", "70"]
+    said = refused("fit", "--config", tiny, *full, f"--trainer.callbacks+={samples}")
+    assert "at most max_length = 70 tokens" in said and not list(run_dir.glob("config_*"))
 
 
 def test_evaluation_that_cannot_work(tiny: str, run: Callable[..., None], refused: Refused) -> None:

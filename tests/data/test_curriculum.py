@@ -37,5 +37,12 @@ def test_stages_are_checked() -> None:
     for stages in ([], [(1, 8)], [(0, 8), (0, 16)]):
         with pytest.raises(ValueError, match="begin at optimizer step 0"):
             check_stages(stages, 64)
-    with pytest.raises(ValueError, match="stage length 24 does not divide train_length 64"):
-        check_stages([(0, 24)], 64)
+    for length in (24, -8, 0):
+        with pytest.raises(ValueError, match=rf"data\.stages: length {length} must .* divide train_length 64: change"):
+            check_stages([(0, length)], 64)
+
+
+@pytest.mark.parametrize("threshold", [5, -0.1, {"a": 0.9, "b": 1.1}])
+def test_thresholds_are_accuracies(threshold: float | dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"growth\.threshold is an accuracy, 0 to 1, not"):
+        LengthRule(16, threshold=threshold)

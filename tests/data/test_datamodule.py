@@ -157,7 +157,7 @@ def test_switches_take_effect_after_the_horizon(make: Callable[..., ArrowDataMod
     lengths += [next(batches).tokens.shape[1] for _ in range(HORIZON + 2)]
     assert lengths == [16] * (3 + HORIZON) + [64] * 2
     assert data.stage_length == 64 and not data.switch_pending
-    with pytest.raises(ValueError, match="does not divide"):
+    with pytest.raises(ValueError, match="length 48 must be positive and divide train_length 64"):
         data.switch_length(48)
 
 
@@ -167,8 +167,8 @@ def test_settings_are_checked_early(make: Callable[..., ArrowDataModule], mark_t
     cases: list[tuple[dict[str, Any], str]] = [
         ({"num_workers": 9}, "data.num_workers must be 0 to 8"),
         ({"stages": [(0, 16)], "growth": LengthRule(16)}, "give one of them"),
-        ({"stages": [(0, 24)]}, "24 does not divide train_length 64"),
-        ({"growth": LengthRule(24)}, "24 does not divide train_length 64"),
+        ({"stages": [(0, 24)]}, "data.stages: length 24 must be positive and divide train_length 64"),
+        ({"growth": LengthRule(24)}, "data.growth.start: length 24 must be positive and divide train_length 64"),
         ({"growth": LengthRule(16)}, "there is no task"),
         ({"growth": LengthRule(16, threshold={"x": 0.5}), "tasks": [mark_task]}, "no entry for task mark"),
         (

@@ -96,6 +96,9 @@ def test_missing_data_set(tmp_path: Path) -> None:
         ShardReader(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"index\.json is missing"):
         ShardReader(tmp_path)
+    (tmp_path / "book.txt").write_text("a text")
+    with pytest.raises(ValueError, match=r"book\.txt is a file, not a directory of shards: run python -m"):
+        ShardReader(tmp_path / "book.txt")
 
 
 def test_other_tokenizer_is_refused_by_both_names(write: Callable[..., str]) -> None:
