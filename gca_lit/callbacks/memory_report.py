@@ -1,10 +1,9 @@
-"""What a run holds: device, process and store."""
+"""What a run holds: device and process."""
 
 from __future__ import annotations
 
 import resource
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,9 +12,9 @@ GIB = 1 << 30
 
 
 class MemoryReport(Callback):
-    """Logs GiB of memory after each validation: the device's peak, the process (RSS), and the module's chunk store.
+    """Logs GiB of memory after each validation: the device's peak and the process (RSS).
 
-    Of several ranks the largest number counts. The store is `pl_module.store`, where there is one.
+    Of several ranks the largest number counts.
     """
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -24,9 +23,6 @@ class MemoryReport(Callback):
         report = {"process": resident_bytes()}
         if trainer.strategy.root_device.type == "cuda":
             report["device_peak"] = torch.cuda.max_memory_allocated(trainer.strategy.root_device)
-        store: Any = getattr(pl_module, "store", None)
-        if store is not None:
-            report |= {f"store_{tier}": held for tier, held in store.bytes().items()}
         pl_module.log_dict(
             {f"memory/{name}_gib": held / GIB for name, held in report.items()}, sync_dist=True, reduce_fx="max"
         )
