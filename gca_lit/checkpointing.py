@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import lightning
 import torch
@@ -15,14 +14,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from gca_lit.weights_file import SUFFIX, read_weights
-from gca_lit.whole_file import sync_directory
+from gca_lit.whole_file import WholeFile, is_full, saving
 
 LAST = "last-step=*.ckpt"
-PART = ".part"
-
-
-class NotSaved(OSError):
-    """A checkpoint could not be written; those before it are whole."""
+ZIP = b"PK\3\4"
+"""What a checkpoint file begins with."""
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -37,21 +33,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
         if is_remote(path) or storage_options is not None:
             return super().save_checkpoint(checkpoint, path, storage_options)
         path = Path(path)
-        part = path.with_name(path.name + PART)
-        try:
+        with saving(f"{path} could not be saved", lambda cause: _remedy(path, checkpoint, cause)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            sync_directory(path.parent)
-        except BaseException as error:
-            part.unlink(missing_ok=True)
-            cause = error if isinstance(error, OSError) else error.__context__  # torch hides what the disk said
-            if not isinstance(cause, OSError):
-                raise
-            raise NotSaved(_not_saved(path, checkpoint, cause)) from error
+            with WholeFile(path) as file:
+                torch.save(checkpoint, file)  # type: ignore[arg-type]
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         if Path(path).suffix == SUFFIX and not is_remote(path):
@@ -129,13 +114,18 @@ def damage(path: Path) -> str | None:
             wrong = archive.testzip()
     except (BadZipFile, OSError, EOFError) as error:
         return str(error)
-    return None if wrong is None else f"{wrong} has another checksum than it was written with"
+    return None if wrong is None else f"{wrong} has another checksum than was written"
 
 
 def _read(path: Path) -> dict[str, Any]:
     """The values of a checkpoint; tensors stay on the disk. Raises ValueError for a file that cannot be read."""
     if path.suffix == SUFFIX:
         return read_weights(path)
+    if not is_zipfile(path):
+        with path.open("rb") as file:
+            head = file.read(len(ZIP))
+        kind = "a file of another kind" if head != ZIP else "cut off"
+        raise ValueError(f"it is {kind if head else 'empty'}")
     try:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (RuntimeError, UnpicklingError, EOFError, OSError) as error:
@@ -145,13 +135,14 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _not_saved(path: Path, checkpoint: dict[str, Any], cause: OSError) -> str:
-    free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
-    return (
-        f"{path} could not be saved: {cause.strerror or cause}. It takes {_Size(checkpoint).bytes:,} bytes, and "
-        f"{free:,} are free there: make room, or set trainer.default_root_dir to another disk. "
-        "Earlier checkpoints are whole; --ckpt_path last goes on from there."
-    )
+def _remedy(path: Path, checkpoint: dict[str, Any], cause: OSError) -> str:
+    """What to do about a checkpoint that the disk did not take, and where training can go on."""
+    said = "set trainer.default_root_dir to another disk."
+    if is_full(cause):
+        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
+        said = f"it takes {_Size(checkpoint).bytes:,} bytes, and {free:,} are free there: make room, or {said}"
+    earlier = " Earlier checkpoints are whole; --ckpt_path last goes on from there."
+    return said + (earlier if any(path.parent.glob(LAST)) else "")
 
 
 class _Size:

@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_module
 from torch.optim import Optimizer
 
+from gca_lit.arguments import said
 from gca_lit.callbacks import (
     Begun,
     Checkpoints,
@@ -73,7 +74,7 @@ def main(args: list[str] | None = None) -> None:
             end(message, 1, error)
         if begun.at_work or not isinstance(error, MISTAKES):
             raise
-        end(str(error), 2, error)
+        end(said(error), 2, error)
 
 
 class CLI(LightningCLI):

@@ -7,9 +7,10 @@ from typing import NoReturn
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from gca_lit.checkpointing import NotSaved
+from gca_lit.arguments import line
 from gca_lit.data.stream import dead_worker
 from gca_lit.usage import UsageError
+from gca_lit.whole_file import NotSaved
 
 TRACEBACK = "GCA_LIT_TRACEBACK"
 """The environment variable that asks for the traceback in any case."""
@@ -33,5 +34,5 @@ def lost(error: BaseException | None) -> str | None:
 
 def end(message: str, code: int, error: Exception) -> NoReturn:
     """Say `message` in one line and leave with exit code `code`; raises SystemExit."""
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.write(line(message))
     raise SystemExit(code) from error

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from gca_lit.architecture import architecture
-from gca_lit.checkpointing import NotSaved
 from gca_lit.memory import ChunkMemory, ChunkStore, ChunkTable, Selection
 from gca_lit.model import ModelState
 from gca_lit.model.group import Carried
 from gca_lit.module import CausalLM
 from gca_lit.provenance import weights_sha256
-from gca_lit.whole_file import PIECE_BYTES, WholeFile, sync_directory
+from gca_lit.whole_file import PIECE_BYTES, WholeFile, saving, sync_directory
 
 RECORD, REST, LANDMARKS, CHUNKS = "state.json", "rest.pt", "landmarks.bin", "chunks.bin"
 FORMAT = 1
@@ -60,26 +59,15 @@ def save(state: ModelState, directory: Path, made_with: dict[str, Any]) -> None:
     check_new(directory)
     part = directory.with_name(directory.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-        record: dict[str, Any] = {"format": FORMAT, "made_with": made_with, "position": state.position}
-        record |= {"batch_size": len(state.pending), "chunks": 0, "files": {}}
-        with WholeFile(part / REST) as file:
-            torch.save(_rest(state), file)  # type: ignore[arg-type]
-            record["files"][REST] = file
-        if state.memory is not None and state.memory.count:
-            record |= _save_chunks(state.memory, part, record["files"])
-        record["files"] = {name: {"bytes": file.bytes, "crc32": file.checks} for name, file in record["files"].items()}
-        with WholeFile(part / RECORD) as file:
-            file.write(json.dumps({"crc32": _checksum(record), "state": record}, indent=1).encode())
-        part.rename(directory)
-        sync_directory(directory.absolute().parent)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        cause = error if isinstance(error, OSError) else error.__context__  # torch hides what the disk said
-        if not isinstance(cause, OSError):
+    with saving(f"the state could not be saved in {directory}"):
+        try:
+            part.mkdir(parents=True)
+            _write(state, part, made_with)
+            part.rename(directory)
+            sync_directory(directory.absolute().parent)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
             raise
-        raise NotSaved(f"the state could not be saved in {directory}: {cause.strerror or cause}; make room") from error
 
 
 def load(directory: Path, model: CausalLM, store: ChunkStore, made_with: dict[str, Any]) -> ModelState:
@@ -112,6 +100,19 @@ def load(directory: Path, model: CausalLM, store: ChunkStore, made_with: dict[st
         _load_chunks(empty.memory, directory, record, device)
     carried = tuple(Carried(Selection(ids, weights)) for ids, weights in rest.pop("carried"))
     return replace(empty, position=record["position"], carried=carried, **rest)
+
+
+def _write(state: ModelState, folder: Path, made_with: dict[str, Any]) -> None:
+    record: dict[str, Any] = {"format": FORMAT, "made_with": made_with, "position": state.position}
+    record |= {"batch_size": len(state.pending), "chunks": 0, "files": {}}
+    with WholeFile(folder / REST) as file:
+        torch.save(_rest(state), file)  # type: ignore[arg-type]
+        record["files"][REST] = file
+    if state.memory is not None and state.memory.count:
+        record |= _save_chunks(state.memory, folder, record["files"])
+    record["files"] = {name: {"bytes": file.bytes, "crc32": file.checks} for name, file in record["files"].items()}
+    with WholeFile(folder / RECORD) as file:
+        file.write(json.dumps({"crc32": _checksum(record), "state": record}, indent=1).encode())
 
 
 def _rest(state: ModelState) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -14,6 +16,7 @@ from gca_lit import plots
 from gca_lit.selections import Trace, measure
 from gca_lit.trace_script import SCRIPT
 from gca_lit.trace_template import TEMPLATE
+from gca_lit.whole_file import WholeFile, saving
 
 BINS = 600
 """Cells of the picture in each direction, at most."""
@@ -31,6 +34,7 @@ def save(found: Trace, title: str, about: dict[str, Any], page: Path, group: int
 
     Raises:
         ValueError: another file name, or a group that the model does not have.
+        NotSaved: the disk does not take it; the page is there only when all of them are.
     """
     if page.suffix != ".html":
         raise ValueError(f"{page} must end in .html: a .json and a .png are written beside it")
@@ -39,10 +43,17 @@ def save(found: Trace, title: str, about: dict[str, Any], page: Path, group: int
     size = {"tokens": found.tokens, "chunk_size": found.chunk_size, "window_chunks": found.window}
     groups = measure(found)
     results = {"document": title, **size, "k": found.ids.shape[-1], "groups": groups, **about}
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(html_page(found, title, about, groups, group), encoding="utf-8")
-    page.with_suffix(".json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    picture(found, title, page.with_suffix(".png"))
+    drawn = BytesIO()
+    picture(found, title, drawn)
+    contents = {
+        ".html": html_page(found, title, about, groups, group).encode(),
+        ".json": (json.dumps(results, indent=2, allow_nan=False) + "\n").encode(),
+        ".png": drawn.getvalue(),
+    }
+    with saving(f"{page} could not be written"), ExitStack() as files:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, content in contents.items():
+            files.enter_context(WholeFile(page.with_suffix(suffix))).write(content)
     return results
 
 
@@ -92,7 +103,7 @@ def lines(measures: dict[str, Any], window: int) -> list[tuple[str, str]]:
     return shown
 
 
-def picture(found: Trace, title: str, path: Path) -> None:
+def picture(found: Trace, title: str, file: IO[bytes]) -> None:
     """Draw what each chunk looks back to, one panel for each group; where cells meet, the largest weight counts."""
     plt = plots.pyplot()
     G, N, _ = found.ids.shape
@@ -120,7 +131,7 @@ def picture(found: Trace, title: str, path: Path) -> None:
     bar = figure.colorbar(image, ax=panels[0].tolist(), fraction=0.04, pad=0.02, label="weight")
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(f"What is retrieved: {title}", fontsize=11, parse_math=False)
-    figure.savefig(path, dpi=160)
+    figure.savefig(file, dpi=160)
     plt.close(figure)
 
 

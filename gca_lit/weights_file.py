@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from gca_lit.whole_file import WholeFile
+from gca_lit.whole_file import WholeFile, saving
 
 SUFFIX = ".safetensors"
 ABOUT = "gca_lit"
@@ -20,7 +20,7 @@ ABOUT = "gca_lit"
 def write_weights(checkpoint: dict[str, Any], path: Path, dtype: torch.dtype) -> None:
     """Write the weights of a checkpoint to a new file, floating ones as `dtype`, and what makes them mean something.
 
-    A tensor that stands under two names is written once.
+    A tensor that stands under two names is written once. Raises NotSaved when the disk does not take it.
     """
     tensors: dict[str, torch.Tensor] = {}
     shared: dict[str, str] = {}
@@ -32,8 +32,10 @@ def write_weights(checkpoint: dict[str, Any], path: Path, dtype: torch.dtype) ->
             tensors[name] = tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
     checks = {name: _crc32(tensor) for name, tensor in tensors.items()}
     about = checkpoint[ABOUT] | {"global_step": checkpoint["global_step"], "shared": shared, "crc32": checks}
-    with WholeFile(path) as file:
-        file.write(save(tensors, metadata={ABOUT: json.dumps(about)}))
+    with saving(f"{path} could not be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with WholeFile(path) as file:
+            file.write(save(tensors, metadata={ABOUT: json.dumps(about)}))
 
 
 def read_weights(path: Path) -> dict[str, Any]:

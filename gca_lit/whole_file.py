@@ -1,13 +1,42 @@
 """Files that are there whole or not at all, with checksums of their pieces."""
 
+import errno
 import os
 import zlib
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 PIECE_BYTES = 4 << 20
+PART = ".part"
+
+
+class NotSaved(OSError):
+    """The disk did not take a file; those that were there before are as they were."""
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk, or what a user may have of it, has no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def remedy(error: OSError) -> str:
+    """What to do where the disk takes nothing."""
+    return "make room" if is_full(error) else "name a place that can be written"
+
+
+@contextmanager
+def saving(failed: str, remedy: Callable[[OSError], str] = remedy) -> Iterator[None]:
+    """Raise NotSaved when the disk does not take what the block writes: it says `failed`, the cause, and a remedy."""
+    try:
+        yield
+    except Exception as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch hides what the disk said
+        if not isinstance(cause, OSError):
+            raise
+        raise NotSaved(f"{failed}: {cause.strerror or cause}; {remedy(cause)}") from error
 
 
 class WholeFile:
@@ -21,7 +50,7 @@ class WholeFile:
         self.path = path
         self.bytes = 0
         self.checks: list[int] = []
-        self._part = path.with_name(f"{path.name}.part")
+        self._part = path.with_name(path.name + PART)
         self._file = self._part.open("wb")
 
     def __enter__(self) -> Self:

@@ -10,10 +10,9 @@ import torch
 
 from gca_lit import saved_state
 from gca_lit.attention import FullAttention
-from gca_lit.checkpointing import NotSaved
 from gca_lit.memory import DeviceStore, DiskStore, HostStore
 from gca_lit.saved_state import CHUNKS, LANDMARKS, RECORD, REST, identity, load, save, saved_tokens
-from gca_lit.whole_file import WholeFile
+from gca_lit.whole_file import NotSaved, WholeFile
 from tests.model.backends import BACKENDS, gca, tokens
 from tests.test_generation import network
 
@@ -190,18 +189,19 @@ def test_a_directory_that_exists_is_left_alone(saved):
     assert saved_tokens(book.parent / "new" / "s") == 9
 
 
+@pytest.mark.parametrize("number, remedy", [(errno.ENOSPC, "make room"), (errno.EROFS, "name a place that can be")])
 @pytest.mark.parametrize("fails_at", range(4))
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, fails_at):
+def test_a_disk_that_takes_nothing_is_left_as_it_was(tmp_path, monkeypatch, fails_at, number, remedy):
     model, written = network(gca()), []
 
     def commit(file, commit=WholeFile.commit):
         if len(written) == fails_at:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(number, os.strerror(number))
         written.append(file.path.name)
         commit(file)
 
     monkeypatch.setattr(WholeFile, "commit", commit)
-    with pytest.raises(NotSaved, match=r"could not be saved in .*s: No space left"):
+    with pytest.raises(NotSaved, match=rf"could not be saved in .*s: {os.strerror(number)}; {remedy}"):
         save(after(model, tokens(33, 1)), tmp_path / "s", record_of(model))
     assert list(tmp_path.iterdir()) == []
 

@@ -1,7 +1,9 @@
 """The page of a trace: what is in the file, and what a browser shows of it."""
 
+import errno
 import html
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 
 from gca_lit import trace_page
 from gca_lit.selections import Trace, measure
+from gca_lit.whole_file import NotSaved, WholeFile
 from tests.browser import BROWSER, Page, browser
 
 ABOUT = {"backend": "gca", "global_step": 12}
@@ -53,6 +56,22 @@ def test_what_cannot_be_saved(tmp_path: Path, name: str, group: int, message: st
     with pytest.raises(ValueError, match=message):
         trace_page.save(found(IDS, WEIGHTS, ["text"] * 6), "t", ABOUT, tmp_path / name, group)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fails_at", range(3))
+def test_a_full_disk_leaves_no_half_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int) -> None:
+    written = []
+
+    def write(file: WholeFile, data: bytes, write: Any = WholeFile.write) -> int:
+        if len(written) == fails_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(file.path)
+        return write(file, data)
+
+    monkeypatch.setattr(WholeFile, "write", write)
+    with pytest.raises(NotSaved, match=r"p\.\w+ could not be written: No space left on device; make room"):
+        trace_page.save(found(IDS, WEIGHTS, ["text"] * 6), "t", ABOUT, tmp_path / "p.html")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cells_of_the_picture() -> None:

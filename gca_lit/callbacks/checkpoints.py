@@ -10,7 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from gca_lit.checkpointing import LAST, PART, NotSaved, is_remote
+from gca_lit.checkpointing import LAST, is_remote
+from gca_lit.whole_file import PART, NotSaved
 
 KEPT = 2
 
@@ -27,6 +28,8 @@ class Checkpoints(ModelCheckpoint):
 
     _whole = False
     """Whether weights, optimizer and schedule belong to the same step."""
+    _refused: NotSaved | None = None
+    """Of the last checkpoint that the disk did not take."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -53,7 +56,7 @@ class Checkpoints(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not self._should_save_on_exception(trainer) or isinstance(exception, NotSaved):
+        if not self._should_save_on_exception(trainer) or exception is self._refused:
             return
         alone = trainer.world_size > 1 and not getattr(exception, "on_all_ranks", False)
         if not self._whole or alone:
@@ -69,10 +72,23 @@ class Checkpoints(ModelCheckpoint):
         if not self.save_last or is_remote(self._folder):
             return super()._save_last_checkpoint(trainer, monitor_candidates)
         self.last_model_path = str(self._folder / LAST.replace("*", str(trainer.global_step)))
-        self._save_checkpoint(trainer, self.last_model_path)
+        try:
+            self._save_checkpoint(trainer, self.last_model_path)
+        except NotSaved as refused:
+            if trainer.world_size > 1 or not Path(self.last_model_path).exists():  # the other ranks wait for this one
+                raise
+            self._last_global_step_saved = trainer.global_step
+            rank_zero_warn(f"{refused} The one of this step that was saved before its validation stays.")
         if trainer.is_global_zero:
             for path in sorted(self._folder.glob(LAST), key=_step)[:-KEPT]:
                 trainer.strategy.remove_checkpoint(path)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        except NotSaved as refused:
+            self._refused = refused
+            raise
 
     @property
     def _folder(self) -> Path:

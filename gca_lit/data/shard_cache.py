@@ -10,7 +10,6 @@ a file holds its lock, FILE.lock, and no file is removed while somebody holds it
 whole cache alone: a download takes its full size before its first byte comes.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -27,7 +26,7 @@ from typing import Any
 from gca_lit.data.remote import Storage
 from gca_lit.data.shard_format import INDEX, is_shard, read_manifest
 from gca_lit.data.verify import all_errors, file_errors
-from gca_lit.whole_file import PIECE_BYTES
+from gca_lit.whole_file import PIECE_BYTES, is_full
 
 SPAN = 4  # pieces that are read at once
 _WAIT = 0.1  # seconds between looks for room
@@ -163,7 +162,7 @@ class RemoteFiles:
             with _locked(self._root / "lock"):
                 part.rename(path)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error):
                 raise
             raise OSError(
                 f"the disk of data.cache.directory {self._root} is full ({error.strerror}) before the cache has its "

@@ -1,13 +1,16 @@
 """Growth, predictions and memory inside a real Trainer."""
 
 import json
+import resource
 from typing import Any
 
+import pytest
 import torch
 
 from gca_lit.callbacks import LengthGrowth, MemoryReport, PredictionWriter
 from gca_lit.data.curriculum import LengthRule
 from gca_lit.memory import HostStore
+from gca_lit.whole_file import NotSaved
 from tests.callbacks.counting_fakes import FakeData, FakeModule, trainer
 
 
@@ -71,6 +74,20 @@ def test_predictions_are_lines(tmp_path):
         assert [json.loads(line) for line in lines] == [
             {"answer": "é", "nll": 0.5, "selected": [{"chunks": [1, 2]}]}
         ] * 2
+
+
+def test_predictions_on_a_full_disk(tmp_path):
+    class Predicting(FakeModule):
+        def predict_step(self, batch: Any, index: int) -> list[dict[str, Any]]:
+            return [{"answer": "x" * 100_000}]
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(NotSaved, match=r"predictions.jsonl could not be written: File too large; make room"):
+            trainer(tmp_path, PredictionWriter()).predict(Predicting(), FakeData())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_memory_is_logged_in_gib(tmp_path):

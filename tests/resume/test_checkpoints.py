@@ -1,5 +1,6 @@
 """Checkpoint files: whole or not there, refused when damaged, the newest two kept."""
 
+import errno
 import logging
 import os
 import resource
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gca_lit.checkpointing import NotSaved, WholeCheckpointIO, check_checkpoint, damage, newest
+from gca_lit.checkpointing import WholeCheckpointIO, check_checkpoint, damage, newest
 from gca_lit.cli import main
+from gca_lit.whole_file import NotSaved
 from tests.resume.conftest import Run, fault
 
 LAST = ("--ckpt_path", "last")
@@ -64,6 +66,23 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert path.read_bytes() == before and sorted(os.listdir(tmp_path)) == ["enough", path.name]
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_disk_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool) -> None:
+    """Room is asked for where it lacks, and a checkpoint is told of where one is."""
+    if earlier:
+        save(tmp_path, 6)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(
+        NotSaved, match=r"could not be saved: Read-only file system; set trainer.default_root"
+    ) as refused:
+        save(tmp_path, 7)
+    assert ("--ckpt_path last" in str(refused.value)) == earlier and "room" not in str(refused.value)
+
+
 def test_no_part_stays_whatever_fails(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="pickle"):
         save(tmp_path, 7, w=(one for one in ()))
@@ -94,8 +113,42 @@ def test_a_damaged_newest_one_is_passed_over_with_a_warning(tmp_path: Path, harm
     with pytest.warns(UserWarning, match=rf"{paths[1]} is damaged: .*{paths[0]}, of step 8, is used instead"):
         assert newest(tmp_path) == paths[0]
     harm(paths[0])
-    with pytest.raises(ValueError, match=r"no checkpoint is whole: .*last-step=8.ckpt is damaged"):
+    with pytest.raises(ValueError, match=r"no checkpoint is whole: .*last-step=8.ckpt is damaged") as refused:
         newest(tmp_path)
+    assert len(str(refused.value)) < 2 * len(str(tmp_path)) + 250
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"# Words\n", "it is a file of another kind"),
+        (b"", "it is empty"),
+        (b"PK\3\4" + bytes(500), "it is cut off"),
+        (b"\x80\2" + bytes(500), "it is a file of another kind"),  # what torch.save wrote long ago
+    ],
+)
+def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "README.md").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"README.md is not a checkpoint of gca_lit, .*: {message}$"):
+        check_checkpoint(tmp_path / "README.md")
+
+
+def test_a_step_that_is_saved_needs_no_second_time(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step is saved before its validation and behind it; the disk takes the first of the two."""
+    run, seen = make_run("run"), []
+    whole = WholeCheckpointIO.save_checkpoint
+
+    def full_after_step_4(io: WholeCheckpointIO, checkpoint: dict[str, int], path: Path, storage_options: None) -> None:
+        seen.append(checkpoint["global_step"])
+        if seen == [4, 4]:
+            raise NotSaved("last-step=4.ckpt could not be saved.")
+        whole(io, checkpoint, path)
+
+    monkeypatch.setattr(WholeCheckpointIO, "save_checkpoint", full_after_step_4)
+    with pytest.warns(UserWarning, match=r"last-step=4.ckpt could not be saved. The one of this step .* stays"):
+        main(run.arguments("--trainer.max_steps", "4", "--trainer.val_check_interval", "4"))
+    assert seen == [4, 4] and run.checkpoints() == ["last-step=4.ckpt"]
+    check_checkpoint(run.folder / "checkpoints" / "last-step=4.ckpt")
 
 
 def test_the_newest_two_stay_and_the_last_step(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
