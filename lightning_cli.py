@@ -1,6 +1,11 @@
 """Train, evaluate, generate: lightning_cli.py fit | validate | test | predict | generate --config configs/base.yaml."""
 
-from gca_lit.cli import main
+import sys
 
 if __name__ == "__main__":
-    main()
+    try:
+        from gca_lit.cli import main
+
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -5,7 +5,6 @@ python -m gca_lit.doctor [--config configs/base.yaml ...] [--length 16384000] [a
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import locale
@@ -23,21 +22,13 @@ from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
 from gca_lit import requirements as check
+from gca_lit.arguments import Arguments
 from gca_lit.host_memory import available_bytes, total_bytes
 from gca_lit.requirements import GPU, Finding, Machine, Software
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-class Arguments(argparse.ArgumentParser):
-    """A wrong command line ends with one line and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"error: {message}\n")
-        raise SystemExit(2)
 
 
 def main(args: list[str] | None = None) -> int:

@@ -6,20 +6,18 @@ from it, for it has nothing of the optimizer.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from gca_lit.arguments import Arguments, said
 from gca_lit.checkpointing import read_checkpoint
 from gca_lit.weights_file import SUFFIX, write_weights
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m gca_lit.export", description="Publish the weights of a checkpoint."
-    )
+    parser = Arguments(prog="python -m gca_lit.export", description="Publish the weights of a checkpoint.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--output", type=Path, required=True, help=f"new {SUFFIX} file")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
@@ -29,10 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.output.exists():
         parser.error(f"{options.output} is there already: name a new file")
     try:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         write_weights(read_checkpoint(options.checkpoint), options.output, getattr(torch, options.dtype))
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.error(said(error))
     print(f"{options.output}: {options.output.stat().st_size:,} bytes")
 
 

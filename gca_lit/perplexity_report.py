@@ -6,7 +6,6 @@ each left context, or by position where whole passages were scored (`scored: nul
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gca_lit.arguments import Arguments, said
 from gca_lit.plots import colors_of, pyplot, title
-from gca_lit.results import ResultsFile, Row
+from gca_lit.results import Row, read_results
 from gca_lit.tables import missing, short_length
+from gca_lit.whole_file import saving
 
 Runs = dict[str, list[Row]]  # the rows of each run
 
@@ -99,7 +100,7 @@ def picture(comparisons: Sequence[Comparison], path: str | Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m gca_lit.perplexity_report", description="Compare language models.")
+    parser = Arguments(prog="python -m gca_lit.perplexity_report", description="Compare language models.")
     parser.add_argument("run_dir", nargs="+", type=Path, help="folder of a run, by whose name it is called")
     parser.add_argument("--output", type=Path, default=Path(), help="where perplexity.md and perplexity.png go")
     parser.add_argument("--files", nargs="+", default=["books.jsonl", "math.jsonl"], help="results files of each run")
@@ -113,19 +114,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             compare(Path(file).stem, {run: newest(folder / file, options.split) for run, folder in folders.items()})
             for file in options.files
         ]
-    except ValueError as error:
-        parser.error(str(error))
-    text = "\n".join(table(found) for found in comparisons)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "perplexity.md").write_text(text, encoding="utf-8")
-    picture(comparisons, options.output / "perplexity.png")
+        text = "\n".join(table(found) for found in comparisons)
+        with saving(f"{options.output} could not be written"):
+            options.output.mkdir(parents=True, exist_ok=True)
+            (options.output / "perplexity.md").write_text(text, encoding="utf-8")
+            picture(comparisons, options.output / "perplexity.png")
+    except (ValueError, OSError) as error:
+        parser.error(said(error))
     print(text, end="")
 
 
 def newest(path: Path, split: str) -> list[Row]:
-    """Rows of perplexity with the weights and settings of the last one. Raises ValueError when there are none."""
-    rows = ResultsFile(path).rows
-    rows = [row for row in rows if row["task"] == "perplexity" and row.get("split", split) == split]
+    """Rows of perplexity with the weights and settings of the last one.
+
+    Raises ValueError when there are none, and like `read_results`.
+    """
+    rows = [row for row in read_results(path) if row["task"] == "perplexity" and row.get("split", split) == split]
     if not rows:
         raise ValueError(f"{path} has no rows of perplexity, split {split}: validate with this output first")
     mine = ("checkpoint_sha256", "backend", "window", "k")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from gca_lit.results import ResultsFile, Row, latest
+from gca_lit.arguments import Arguments, said
+from gca_lit.results import Row, latest, read_results
 from gca_lit.tables import missing, pool_depths, short_length, summary, table, tell_tasks_apart
+from gca_lit.whole_file import saving
 
 COLORS = {"gca": "#0b6e99", "full": "#c0504d", "sliding_window": "#7f7f7f"}
 OTHER_COLORS = ("#6a4c93", "#8a9a00", "#d98200", "#2f7d4f")
@@ -88,7 +89,7 @@ def accuracy_by_length(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m gca_lit.plots", description="Compare runs by evaluation length.")
+    parser = Arguments(prog="python -m gca_lit.plots", description="Compare runs by evaluation length.")
     parser.add_argument("run", nargs="+", type=Path, help="folder with a results file, or a results file")
     parser.add_argument("--output", type=Path, default=Path(), help="where table.md and accuracy_by_length.png go")
     parser.add_argument("--split", default="val", help="rows of this split of the data: val or test")
@@ -97,13 +98,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files = [path if path.is_file() else path / options.file for path in options.run]
     if absent := [str(path) for path, file in zip(options.run, files, strict=True) if not file.exists()]:
         parser.error(f"there is no {options.file} in {', '.join(absent)}: run LengthGeneralization first")
-    rows = tell_tasks_apart(_read(files, options.split))
-    if not rows:
-        parser.error(f"there are no rows of split {options.split} in {', '.join(map(str, options.run))}")
-    text = "\n".join(part for part in (summary(rows), table(rows)) if part)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "table.md").write_text(text, encoding="utf-8")
-    accuracy_by_length(rows, options.output / "accuracy_by_length.png")
+    try:
+        rows = tell_tasks_apart(_read(files, options.split))
+        if not rows:
+            raise ValueError(f"there are no rows of split {options.split} in {', '.join(map(str, options.run))}")
+        text = "\n".join(part for part in (summary(rows), table(rows)) if part)
+        with saving(f"{options.output} could not be written"):
+            options.output.mkdir(parents=True, exist_ok=True)
+            (options.output / "table.md").write_text(text, encoding="utf-8")
+            accuracy_by_length(rows, options.output / "accuracy_by_length.png")
+    except (ValueError, OSError) as error:
+        parser.error(said(error))
     print(text, end="")
 
 
@@ -111,7 +116,7 @@ def _read(paths: Sequence[Path], split: str) -> list[Row]:
     """Rows of a split, of each backend's newest checkpoint; a backend in several files gets the run in its name."""
     files = []
     for path in paths:
-        rows = [row for row in latest(ResultsFile(path).rows) if row.get("split", split) == split]
+        rows = [row for row in latest(read_results(path)) if row.get("split", split) == split]
         newest = {row["backend"]: row["checkpoint_sha256"] for row in rows}
         run = path.parent.name if path.name == "length_generalization.jsonl" else path.stem
         files.append((run, [row for row in rows if row["checkpoint_sha256"] == newest[row["backend"]]]))

@@ -18,17 +18,19 @@ from jsonargparse import set_loader
 from torch import Tensor
 
 from gca_lit import provenance, trace_page
+from gca_lit.arguments import Arguments, line, said
 from gca_lit.callbacks.budget import free_host_bytes, shortage
 from gca_lit.cli import MISTAKES, Begun
 from gca_lit.data.tokenizers import Tokenizer
-from gca_lit.doctor import Arguments
 from gca_lit.rehearsal import Rehearsal
 from gca_lit.selections import refuse_without_retrieval, trace
 from gca_lit.usage import UsageError, load_yaml
 
 
 def main(args: list[str] | None = None) -> int:
-    """Trace a document and print what was counted. Returns 2, after one line, for what its writer can mend."""
+    """Trace a document and print what was counted. Returns 2, after one line, for what its writer can mend, and 130
+    after an interrupt.
+    """
     parser = Arguments(
         prog="python -m gca_lit.trace",
         description="Show what a checkpoint retrieves in a document.",
@@ -54,8 +56,10 @@ def main(args: list[str] | None = None) -> int:
         about = describe(cli, path, step)
         results = trace_page.save(found, options.document.name, about, options.output, options.group)
     except MISTAKES as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(line(said(error)))
         return 2
+    except KeyboardInterrupt:
+        return 130
     finally:
         logging.disable(logging.NOTSET)
     for group, measures in enumerate(results["groups"]):
@@ -126,7 +130,7 @@ def describe(cli: Any, path: Path, step: int) -> dict[str, Any]:
         "checkpoint_sha256": provenance.file_sha256(path),
         "global_step": step,
         "precision": str(cli.trainer.precision),
-        "tokenizer": f"{cli.datamodule.tokenizer.name} {cli.datamodule.tokenizer.identity[:12]}",
+        "tokenizer": cli.datamodule.tokenizer_id,
         "command": provenance.command(),
         "commit": provenance.commit(),
         "hardware": provenance.hardware(),

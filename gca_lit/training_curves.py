@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gca_lit.arguments import Arguments, said
 from gca_lit.plots import colors_of, pyplot, title
+from gca_lit.whole_file import saving
 
 Points = list[tuple[float, float]]  # tokens seen, loss in nats a token
 
@@ -19,13 +20,16 @@ def training_losses(folder: Path) -> Points:
     """What the CSV files of a run have logged, in order.
 
     Each start of a run has a file of its own; one that went on from a checkpoint replaces what was logged after that.
-    Raises ValueError when there is nothing.
+    Raises ValueError when there is nothing, or a file is damaged.
     """
     points: dict[float, float] = {}
     for path in sorted((folder / "csv").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:])):
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [(row.get(TOKENS), row.get(LOSS)) for row in csv.DictReader(file)]
-        logged = {float(tokens): float(loss) for tokens, loss in rows if tokens and loss}
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = [(row.get(TOKENS), row.get(LOSS)) for row in csv.DictReader(file)]
+            logged = {float(tokens): float(loss) for tokens, loss in rows if tokens and loss}
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path} is damaged: {error}; repair or move the file") from error
         begun = min(logged, default=math.inf)
         points = {tokens: loss for tokens, loss in points.items() if tokens < begun} | logged
     if not points:
@@ -51,7 +55,7 @@ def draw(losses: Mapping[str, Points], path: str | Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m gca_lit.training_curves", description="Training loss by tokens.")
+    parser = Arguments(prog="python -m gca_lit.training_curves", description="Training loss by tokens.")
     parser.add_argument("run_dir", nargs="+", type=Path, help="folder of a run, by whose name it is called")
     parser.add_argument("--output", type=Path, default=Path("training_loss.png"), help="the picture")
     options = parser.parse_args(arguments)
@@ -59,10 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--output {options.output} must end in .png, .pdf or .svg")
     try:
         losses = {folder.name: training_losses(folder) for folder in options.run_dir}
-    except ValueError as error:
-        parser.error(str(error))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    draw(losses, options.output)
+        with saving(f"{options.output} could not be written"):
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            draw(losses, options.output)
+    except (ValueError, OSError) as error:
+        parser.error(said(error))
     print(options.output)
 
 

@@ -71,3 +71,11 @@ def test_damaged_and_foreign_files_are_named(checkpoint: Path, tmp_path: Path) -
     save_file({"w": torch.rand(3)}, foreign)
     with pytest.raises(ValueError, match=rf"{foreign}.*not written by gca_lit"):
         check_checkpoint(foreign)
+
+
+def test_a_file_that_is_no_checkpoint_is_named_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "README.md").write_text("# Words")
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "README.md"), "--output", str(tmp_path / "a.safetensors")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and "README.md is not a checkpoint" in line and "mmap" not in line

@@ -1,9 +1,11 @@
 """Who may import whom, and that a CPU needs no triton."""
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -170,6 +172,17 @@ def test_imports_go_one_way(module: str) -> None:
         else:
             top = name.partition(".")[0]
             assert top in installed | sys.stdlib_module_names, f"{module} imports {name}"
+
+
+def test_an_interrupt_of_the_imports_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(ModuleType):
+        def __getattr__(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "gca_lit.cli", Interrupted("gca_lit.cli"))
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "lightning_cli.py"), run_name="__main__")
+    assert stop.value.code == 130
 
 
 def test_trains_without_triton() -> None:

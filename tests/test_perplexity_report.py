@@ -122,3 +122,13 @@ def test_a_run_that_went_on_replaces_what_was_lost(tmp_path, capsys):
     with pytest.raises(SystemExit):
         training_curves.main([str(tmp_path)])
     assert "has no throughput/tokens_seen and train_loss" in capsys.readouterr().err
+
+
+def test_damaged_files_are_named_in_one_line(tmp_path, capsys):
+    log(tmp_path, 0, (10, "x"))
+    (tmp_path / "books.jsonl").write_text('{"a"\n')
+    for command in (perplexity_report, training_curves):
+        with pytest.raises(SystemExit) as stop:
+            command.main([str(tmp_path)])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2 and line.startswith(f"error: {tmp_path}") and " is damaged: " in line

@@ -44,3 +44,29 @@ def test_splits_are_not_pooled(tmp_path, capsys):
         assert f"| gca | {accuracy} | 10 |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         plots.main([str(tmp_path), "--split", "train"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1}\n{"a"\n', "is damaged: "),
+        ("# Words\n", "is no results file"),
+        ('{"answer": 1}\n', "is no results file"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_in_one_line(tmp_path, capsys, content, message):
+    path = tmp_path / "file"
+    path.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        plots.main([str(path), "--output", str(tmp_path / "out")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith(f"error: {path} {message}")
+
+
+def test_an_output_that_is_a_file(tmp_path, capsys):
+    path = tmp_path / "length_generalization.jsonl"
+    path.write_text(json.dumps(row(32, 2)) + "\n")
+    with pytest.raises(SystemExit) as stop:
+        plots.main([str(tmp_path), "--output", str(path)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and str(path) in line

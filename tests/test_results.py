@@ -1,12 +1,13 @@
 """Results survive crashes and tell what is finished; provenance identifies weights."""
 
 import hashlib
+import json
 
 import pytest
 import torch
 
 from gca_lit import provenance
-from gca_lit.results import ResultsFile, latest
+from gca_lit.results import ResultsFile, latest, read_results
 
 POINT = {"task": "a", "placement": "end", "eval_length": 64, "depth": None, "checkpoint_sha256": "x", "seed": 0}
 
@@ -53,6 +54,25 @@ def test_a_cut_off_line_is_removed_a_broken_one_is_not(tmp_path):
     path.write_text('{"a"\n{"a": 1}\n')
     with pytest.raises(ValueError, match="damaged"):
         ResultsFile(path)
+
+
+@pytest.mark.parametrize("content", ["# Words\n", "half a line", '{"answer": "x"}\n', "[1]\n"])
+def test_a_file_of_another_kind_is_said_to_be_one_and_stays(tmp_path, content):
+    path = tmp_path / "README.md"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"README.md is no results file: name a .jsonl"):
+        read_results(path)
+    assert path.read_text() == content
+
+
+def test_reading_changes_nothing(tmp_path):
+    path, rows = tmp_path / "rows.jsonl", [POINT | {"backend": "gca"}]
+    content = "".join(json.dumps(row) + "\n" for row in rows) + '{"task": "a'
+    path.write_text(content)
+    assert read_results(path) == rows and path.read_text() == content
+    path.write_text('{"a": 1}\n3\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl is damaged: a line is no JSON object"):
+        read_results(path)
 
 
 def test_hashes_identify_weights(tmp_path):

@@ -173,6 +173,14 @@ def test_wrong_commands(trace_command: Callable[..., int], flags: list[str], mes
     assert not list(tmp_path.glob("page*"))
 
 
+def test_an_interrupt_ends_quietly(trace_command: Callable[..., int], monkeypatch, capsys) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run", interrupted)
+    assert trace_command() == 130 and capsys.readouterr() == ("", "")
+
+
 def test_command_without_a_configuration(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         command.main(["--ckpt_path", "a", "--document", "b", "--output", "c.html"])
