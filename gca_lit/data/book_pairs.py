@@ -1,13 +1,12 @@
 """Pairs from books: python -m gca_lit.data.book_pairs --input FILES... --output pairs.jsonl"""
 
-import argparse
 import json
 import re
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from gca_lit.arguments import Arguments, said
 from gca_lit.data.inputs import PART_BYTES, find_inputs, inspect, read_part
 from gca_lit.whole_file import WholeFile
 
@@ -63,7 +62,7 @@ def _books(path: str, column: str) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m gca_lit.data.book_pairs", description=__doc__)
+    parser = Arguments(prog="python -m gca_lit.data.book_pairs", description=__doc__)
     parser.add_argument("--input", nargs="+", required=True, metavar="FILES", help=".txt, .jsonl, .parquet; or globs")
     parser.add_argument("--output", required=True, metavar="FILE", help="the .jsonl file to write")
     parser.add_argument("--text-column", default="text", help="field or column that holds the text (default: text)")
@@ -71,8 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         print(book_pairs(given.input, given.output, given.text_column))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from error
+        parser.error(said(error))
 
 
 if __name__ == "__main__":

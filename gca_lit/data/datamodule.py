@@ -17,7 +17,7 @@ from gca_lit.data.progress import Pace, Progress, known_stages
 from gca_lit.data.shard_cache import Cache
 from gca_lit.data.splits import Splits
 from gca_lit.data.stream import HORIZON, PREFETCH, Batches, BlockRows, BlockStream, TrainBatches, in_sequence
-from gca_lit.data.tokenizers import load_tokenizer
+from gca_lit.data.tokenizers import label, load_tokenizer
 from gca_lit.tasks.base import Task
 
 _TEXT_ONLY = Mixture()
@@ -87,7 +87,7 @@ class ArrowDataModule(LightningDataModule):
         self.train_length = train_length
         self.tokenizer = load_tokenizer(tokenizer)
         self.vocab_size = self.tokenizer.vocab_size
-        self.tokenizer_id = f"{self.tokenizer.name} {self.tokenizer.identity[:12]}"
+        self.tokenizer_id = label(self.tokenizer.name, self.tokenizer.identity)
         self.batch_size = batch_size
         self._pairs = None if pairs is None else PairTask(pairs, seed)
         row_tasks: list[RowTask] = [task.bind(seed, self.tokenizer.encode, align) for task in tasks]

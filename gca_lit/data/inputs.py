@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+MARK = b"\xef\xbb\xbf"  # of UTF-8, at the start of a file: it is no text
 PART_BYTES = 8 << 20
 ROWS = 1 << 16  # of a part of a .parquet file, at most
 
@@ -38,7 +39,10 @@ class Part(NamedTuple):
 
 
 def find_inputs(patterns: list[str]) -> list[str]:
-    """The files that `patterns` name, the matches of a glob sorted. Raises FileNotFoundError or ValueError."""
+    """The files that `patterns` name, each once, the matches of a glob sorted.
+
+    Raises FileNotFoundError or ValueError.
+    """
     files = []
     for pattern in patterns:
         matches = (
@@ -47,12 +51,14 @@ def find_inputs(patterns: list[str]) -> list[str]:
         if not matches:
             raise FileNotFoundError(f"no input matches {pattern}")
         files += matches
+    once: dict[Path, str] = {}
     for file in files:
+        once.setdefault(Path(file).resolve(), file)
         if not Path(file).is_file():
             raise FileNotFoundError(f"input {file} is not a file")
         if Path(file).suffix not in (".txt", ".jsonl", ".parquet"):
             raise ValueError(f"input {file} is none of .txt, .jsonl, .parquet")
-    return files
+    return list(once.values())
 
 
 def inspect(path: str, columns: Sequence[str], part_bytes: int) -> list[Part]:
@@ -61,10 +67,11 @@ def inspect(path: str, columns: Sequence[str], part_bytes: int) -> list[Part]:
     The parts depend on the file alone, and each only on the bytes up to its end. Raises ValueError when the file is
     empty, not text, or lacks a column, and for a .txt file of which several columns are asked for.
     """
-    if not Path(path).stat().st_size:
-        raise ValueError(f"input {path} is empty")
     cut = _parquet_parts if Path(path).suffix == ".parquet" else _text_parts
-    return list(cut(path, columns, part_bytes))
+    parts = list(cut(path, columns, part_bytes))
+    if not parts:
+        raise ValueError(f"input {path} is empty")
+    return parts
 
 
 def read_part(part: Part, columns: Sequence[str]) -> list[str]:
@@ -88,8 +95,9 @@ def _text_parts(path: str, columns: Sequence[str], part_bytes: int) -> Iterator[
     if kind == ".txt" and len(columns) > 1:
         raise ValueError(f"input {path} has no columns {', '.join(columns)}: give .jsonl or .parquet files")
     size = Path(path).stat().st_size
-    start = 0
     with open(path, "rb") as file:
+        start = len(MARK) if file.read(len(MARK)) == MARK else 0
+        file.seek(start)
         while start < size:
             block = file.read(part_bytes)
             block += file.readline(-1 if kind == ".jsonl" else part_bytes // 128)
@@ -129,10 +137,8 @@ def _parquet_parts(path: str, columns: Sequence[str], part_bytes: int) -> Iterat
         for column in columns:
             if column not in names:
                 raise ValueError(f"input {path} has no column {column!r}, only {', '.join(names)}")
-        if not parquet.metadata.num_rows:
-            raise ValueError(f"input {path} is empty")
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = Path(path).stat().st_size / parquet.metadata.num_rows
+        size = Path(path).stat().st_size / max(1, parquet.metadata.num_rows)
         for number in range(parquet.num_row_groups):
             group = parquet.metadata.row_group(number)
             bytes_of = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}

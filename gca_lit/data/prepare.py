@@ -1,9 +1,7 @@
 """Text files to token shards: python -m gca_lit.data.prepare --input FILES... --output DIR, or --verify DIR..."""
 
-import argparse
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -19,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from gca_lit.arguments import Arguments, said
 from gca_lit.data.inputs import PART_BYTES, Part, find_inputs, inspect, read_part
 from gca_lit.data.journal import Journal
 from gca_lit.data.shard_format import INDEX, SHARD_TOKENS, read_manifest
@@ -156,7 +155,7 @@ def _print_verified(directories: list[str]) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m gca_lit.data.prepare", description=__doc__)
+    parser = Arguments(prog="python -m gca_lit.data.prepare", description=__doc__)
     parser.add_argument("--input", nargs="+", metavar="FILES", help=".txt, .jsonl, .parquet; or globs")
     parser.add_argument("--output", metavar="DIR", help="directory of the data set")
     parser.add_argument("--tokenizer", default="byte", help='"byte" (default) or the path of a tokenizer.json')
@@ -174,8 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
         settings = given.tokenizer, given.text_column, given.workers, given.shard_tokens, given.target_column
         print(prepare(given.input, given.output, *settings))
     except (ValueError, OSError, RuntimeError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from error
+        parser.error(said(error))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 from gca_lit.data.remote import is_remote
 from gca_lit.data.shard_cache import Cache, RemoteFiles
 from gca_lit.data.shard_format import BATCH, DOCUMENTS, PREPARE, read_column, read_manifest
-from gca_lit.data.tokenizers import Tokenizer
+from gca_lit.data.tokenizers import Tokenizer, label
 from gca_lit.data.verify import (
     all_errors,
     end_errors,
@@ -96,9 +96,10 @@ class ShardReader:
         self.manifest = self.files.manifest
         self._maps: dict[int, list[np.ndarray]] = {}
         if tokenizer is not None and tokenizer.identity != self.manifest["tokenizer"]["identity"]:
+            made_with = self.manifest["tokenizer"]
             raise ValueError(
-                f"data set {self.place} was made with tokenizer {_label(self.manifest['tokenizer'])}, but tokenizer "
-                f"{_label({'name': tokenizer.name, 'identity': tokenizer.identity})} is asked for: "
+                f"data set {self.place} was made with tokenizer {label(made_with['name'], made_with['identity'])}, but "
+                f"tokenizer {label(tokenizer.name, tokenizer.identity)} is asked for: "
                 "set data.tokenizer to the file of the first, or prepare the data with the second"
             )
         self.total: int = self.manifest["tokens"]
@@ -167,7 +168,3 @@ class ShardReader:
 def _raise_first(errors: Iterable[Exception]) -> None:
     for error in errors:
         raise error
-
-
-def _label(tokenizer: dict[str, str]) -> str:
-    return f"{tokenizer['name']} ({tokenizer['identity'][:12]})"

@@ -1,6 +1,5 @@
 """Writes a data set of token shards; an interrupted run goes on behind its last whole shard."""
 
-import errno
 import hashlib
 import json
 import zlib
@@ -25,8 +24,9 @@ from gca_lit.data.shard_format import (
     shard_name,
     write_manifest,
 )
-from gca_lit.data.tokenizers import Tokenizer, id_type
+from gca_lit.data.tokenizers import Tokenizer, id_type, label
 from gca_lit.data.verify import file_errors
+from gca_lit.whole_file import is_full
 
 ELSEWHERE = "choose another --output or remove it"
 
@@ -40,7 +40,8 @@ class ShardWriter:
     written anew. With `target_column` every second document is the target of the one before, and the manifest says so.
 
     Raises ValueError for a vocabulary beyond 32 bits, no document, an empty one, an id outside the vocabulary, or a
-    directory that holds shards without a manifest or that another process is writing to; OSError when the disk is full.
+    directory that holds shards without a manifest or that another process is writing to; OSError when the
+    disk does not take it.
     """
 
     def __init__(
@@ -86,8 +87,9 @@ class ShardWriter:
     def check_tokenizer(self, made_with: dict[str, str]) -> None:
         """Raise ValueError when `made_with`, of a manifest or journal in `directory`, is another tokenizer."""
         if made_with["identity"] != self.tokenizer.identity:
-            names = made_with["name"], self.tokenizer.name
-            raise ValueError(f"{self.directory} holds shards of tokenizer {names[0]}, not of {names[1]}: {ELSEWHERE}")
+            held = label(made_with["name"], made_with["identity"])
+            wanted = label(self.tokenizer.name, self.tokenizer.identity)
+            raise ValueError(f"{self.directory} holds shards of tokenizer {held}, not of {wanted}: {ELSEWHERE}")
 
     def __enter__(self) -> Self:
         try:
@@ -235,8 +237,9 @@ class ShardWriter:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
+            if not is_full(error):
+                cause = error.strerror or error
+                raise OSError(f"--output {self.directory} cannot be used: {cause}; choose another one") from error
             whole = sum(entry.file["bytes"] for entry in self.entries)
             raise OSError(
                 f"the disk of {self.directory} is full ({error.strerror}): {len(self.entries)} whole shards of {whole} "

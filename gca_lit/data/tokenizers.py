@@ -31,6 +31,11 @@ class Tokenizer(Protocol):
     def decode(self, ids: list[int]) -> str: ...
 
 
+def label(name: str, identity: str) -> str:
+    """A tokenizer as people see it: files of one name can be different ones."""
+    return f"{name} {identity[:12]}"
+
+
 class ByteTokenizer:
     """UTF-8 bytes are the ids 0 to 255; 256 ends a document."""
 

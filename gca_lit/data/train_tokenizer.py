@@ -1,7 +1,5 @@
 """A tokenizer from text: python -m gca_lit.data.train_tokenizer --input FILES... --output DIR/tokenizer.json"""
 
-import argparse
-import sys
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -9,9 +7,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from gca_lit.arguments import Arguments, said
 from gca_lit.data.inputs import PART_BYTES, Part, find_inputs, inspect, read_part
 from gca_lit.data.tokenizers import cut_text
-from gca_lit.whole_file import WholeFile
+from gca_lit.whole_file import WholeFile, saving
 
 END = "<|endoftext|>"
 SMALLEST = 256 + 1
@@ -28,7 +27,7 @@ def train_tokenizer(
     each different word occurs. Returns one sentence on what was done.
 
     Raises ValueError or FileNotFoundError for inputs, a size or an output that cannot be used; a file that is there
-    already is left as it is, and refused unless it is the same.
+    already is left as it is, and refused unless it is the same. Raises NotSaved when the disk does not take it.
     """
     files = find_inputs(inputs)
     path = Path(output)
@@ -42,9 +41,10 @@ def train_tokenizer(
         if path.read_bytes() != content:
             raise ValueError(f"{output} is another tokenizer: remove it, or choose another --output")
         return f"{output} is up to date"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with WholeFile(path) as file:
-        file.write(content)
+    with saving(f"{output} could not be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with WholeFile(path) as file:
+            file.write(content)
     fewer = f", not {vocab_size}: the text has no more pairs that occur twice" if size < vocab_size else ""
     return f"{output}: {size} tokens{fewer}"
 
@@ -74,7 +74,7 @@ def _texts(parts: list[Part], column: str) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m gca_lit.data.train_tokenizer", description=__doc__)
+    parser = Arguments(prog="python -m gca_lit.data.train_tokenizer", description=__doc__)
     parser.add_argument("--input", nargs="+", required=True, metavar="FILES", help=".txt, .jsonl, .parquet; or globs")
     parser.add_argument("--output", required=True, metavar="FILE", help="the file to write, DIR/tokenizer.json")
     parser.add_argument("--vocab-size", type=int, default=16_384, help="tokens of the vocabulary (default: 16384)")
@@ -84,8 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         print(train_tokenizer(given.input, given.output, given.vocab_size, given.text_column, given.split_digits))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from error
+        parser.error(said(error))
 
 
 if __name__ == "__main__":

@@ -145,3 +145,15 @@ def test_memory_does_not_grow_with_the_document(tmp_path: Path, monkeypatch: pyt
     finally:
         tracemalloc.stop()
     assert (tmp_path / "a.txt").stat().st_size > 48e6 and peak < 16e6
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, kind: str) -> None:
+    """It marks the encoding at the start of a file; further on it is a character."""
+    text = "é\ufeff, the rest"
+    path = tmp_path / f"a.{kind}"
+    path.write_text("\ufeff" + (text if kind == "txt" else json.dumps({"text": text})), encoding="utf-8")
+    assert [read_part(part, ["text"]) for part in inspect(str(path), ["text"], PART_BYTES)] == [[text]]
+    path.write_text("\ufeff", encoding="utf-8")
+    with pytest.raises(ValueError, match="is empty"):
+        inspect(str(path), ["text"], PART_BYTES)

@@ -57,7 +57,7 @@ def test_other_tokenizer_in_output(inputs: list[str], tmp_path: Path) -> None:
 
     prepare(inputs, str(tmp_path / "out"))
     Tokenizer(models.WordLevel({"</s>": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match=r"holds shards of tokenizer byte, not of .*tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"holds shards of tokenizer byte \w{12}, not of .*tokenizer\.json \w{12}:"):
         prepare(inputs, str(tmp_path / "out"), tokenizer=str(tmp_path / "tokenizer.json"))
 
 
@@ -144,3 +144,21 @@ def test_damaged_shards_are_written_anew(tmp_path, damage):
     shard.write_bytes(damage(good))
     assert "up to date" not in prepare(*run)
     assert shard.read_bytes() == good and "up to date" in prepare(*run)
+
+
+@pytest.mark.parametrize("place", ["file", "file/sub"])
+def test_an_output_that_cannot_be_a_folder(inputs: list[str], tmp_path: Path, place: str, capsys) -> None:
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(SystemExit) as stop:
+        main(["--input", *inputs, "--output", str(tmp_path / place)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith(f"error: --output {tmp_path / place} cannot be used: ")
+    assert "Errno" not in line and (tmp_path / "file").read_text() == "here"
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(f"{name}.txt").write_text(name)
+    prepare(["b.txt", "*.txt", "./a.txt", str(tmp_path / "b.txt")], "out")
+    assert ShardReader("out").tokens(0, 4).tolist() == [98, 256, 97, 256]
