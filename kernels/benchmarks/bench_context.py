@@ -3,9 +3,10 @@
     PYTHONPATH=.:kernels python kernels/benchmarks/bench_context.py --output DIR [--models YAML ...] [--lengths N ...]
     PYTHONPATH=.:kernels python kernels/benchmarks/bench_context.py --plot DIR/bench_context.csv
 
-Appends to DIR/bench_context.csv a row for each model, backend and length, and draws DIR/bench_context.png from all rows
-of that file; --plot draws alone. Models are those of configuration files, named by them; weights and tokens are random,
-for speed does not depend on them. Precision is that of bf16-mixed, with the parts compiled.
+Appends to DIR/bench_context.csv a row for each model, backend and length, draws DIR/bench_context.png from all rows
+of that file, and prints their table; --plot does that alone. Models are those of configuration files, named by them;
+weights and tokens are random, for speed does not depend on them. Precision is that of bf16-mixed, with the parts
+compiled.
 
 A context is read by `gca_lit.generation.read`, which only writes memory before the last segment: first into an empty
 store, which allocates in passing, then ("again") into the slabs it kept. Between the two, contexts up to --full_up_to
@@ -27,12 +28,13 @@ import torch
 from torch import Tensor
 
 import command
-from context_figure import draw
+from context_figure import draw, table
 from gca_lit.generation import Sampling, generate, read
 from gca_lit.memory import ChunkStore, DeviceStore, HostStore
 from gca_lit.model import ModelState
 from gca_lit.module import CausalLM
 from recipe import recipe_model, sliding_window
+from report import read as read_rows
 
 RECIPES = [Path(f"configs/experiment/needle_16k_{size}.yaml") for size in ("6m", "128m")]
 LENGTHS = (16_384, 262_144, 1_048_576, 16_384_000)
@@ -123,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--full_up_to", type=int, default=max(LENGTHS), help="longest context read with every output")
     options = parser.parse_args(arguments)
     if options.plot:
+        print(table(read_rows(options.plot)), end="")
         print(draw(options.plot))
         return
     path = options.output / "bench_context.csv"
@@ -141,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 row["note"] = str(error).splitlines()[0]
                 store.close()
             command.record(path, row, COLUMNS, _said(row))
+    print(table(read_rows(path)), end="")
     if set(options.backends) == set(BACKENDS):
         print(draw(path))
 

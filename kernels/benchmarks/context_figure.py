@@ -1,4 +1,4 @@
-"""What bench_context measured, as a figure: grouped cross attention relative to the sliding window."""
+"""What bench_context measured, as a table, and as a figure: grouped cross attention relative to the sliding window."""
 
 from __future__ import annotations
 
@@ -9,6 +9,37 @@ from gca_lit.plots import pyplot, short_length
 from report import read
 
 Row = dict[str, str]
+
+
+NAMES = {"gca": "GCA", "sliding_window": "sliding window"}
+COLUMNS = {
+    "first_tokens_per_s": ",.0f",
+    "again_tokens_per_s": ",.0f",
+    "full_tokens_per_s": ",.0f",
+    "decode_tokens_per_s": ".0f",
+    "token_ms": ".1f",
+    "slowest_token_ms": ".1f",
+    "read_peak_gb": ".2f",
+    "decode_peak_gb": ".2f",
+    "landmarks_gb": ".2f",
+    "state_host_gb": ".1f",
+}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown, a line for each row."""
+    lines = [
+        "| model | | context | read, tokens/s | again | every output | decoded, tokens/s | ms a token | slowest "
+        "| GB, reading | decoding | landmarks | on the host |",
+        f"|---|---|{'---:|' * (1 + len(COLUMNS))}",
+    ]
+    for row in rows:
+        cells = [row["model"], NAMES[row["backend"]], short_length(int(row["length"]))]
+        cells += [format(float(row[name]), form) if row[name] else row["note"] for name, form in COLUMNS.items()]
+        lines.append(f"| {' | '.join(cells)} |")
+    last = rows[-1]
+    about = f"{last['gpu']}, torch {last['torch']}, Triton {last['triton']}, {last['date']}, commit {last['commit']}"
+    return "\n".join(lines) + f"\n\n{about}.\n"
 
 
 def relative(rows: Sequence[Row], column: str) -> dict[str, list[tuple[int, float]]]:
@@ -40,7 +71,7 @@ def draw(path: Path) -> Path:
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
         axes.set_xlabel("context, text tokens", fontsize=9)
-        axes.set_ylabel(f"{what}, times that of sliding window", fontsize=9)
+        axes.set_ylabel(f"{what},\ntimes that of sliding window", fontsize=9)
         axes.grid(color="0.9", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     both[0].legend(frameon=False, fontsize=8)

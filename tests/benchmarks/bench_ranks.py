@@ -4,9 +4,10 @@
     PYTHONPATH=.:kernels python tests/benchmarks/bench_ranks.py --output DIR --accelerator cpu \\
         --config configs/demo.yaml --batch_size 2 -- --trainer.precision 32-true
 
-Trains three times with `lightning_cli.py fit`, from one seed and on the same rows: one device that accumulates the
-batches of all, then DDP, then FSDP2. Each ends with a validation and a sweep of a few episodes at 1 and 4 times the
-training length. What stands behind `--` goes to all three. By default the model has the paper's size and reads books.
+Trains four times with `lightning_cli.py fit`, from one seed and on the same rows: one device that accumulates the
+batches of all; one that takes them as one batch, and so differs from the first by rounding alone; DDP; FSDP2. Each ends
+with a validation and a sweep of a few episodes at 1 and 4 times the training length. What stands behind `--` goes to
+all. By default the model has the paper's size and reads books.
 
 Appends a line for each run to DIR/ranks.jsonl, and draws the losses in DIR/ranks.png:
 
@@ -32,7 +33,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -44,7 +45,7 @@ from gca_lit.results import ResultsFile, Row
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ("configs/base.yaml", "configs/model/paper.yaml", "configs/attention/gca.yaml", "configs/data/books.yaml")
-TITLES = {"one": "one device", "ddp": "DDP", "fsdp": "FSDP2"}
+TITLES = {"one": "one device", "rounding": "one device, one batch a step", "ddp": "DDP", "fsdp": "FSDP2"}
 LOG_EVERY = 5
 EVALUATED = ("task", "placement", "eval_length", "status", "reason", "n", "accuracy", "perplexity")
 
@@ -67,35 +68,45 @@ class StepLosses(Callback):
             (Path(trainer.default_root_dir) / "losses.json").write_text(json.dumps(losses.tolist()), encoding="utf-8")
 
 
-def ways(devices: int) -> dict[str, list[str]]:
-    """The flags that make the difference between the runs; `one` comes first."""
-    several = ["--trainer.devices", str(devices)]
+class Way(NamedTuple):
+    """How a run trains: devices, batches of an optimizer step on each, rows of a batch, flags of its own."""
+
+    devices: int
+    batches: int
+    rows: int
+    flags: list[str]
+
+
+def ways(devices: int, rows: int) -> dict[str, Way]:
+    """What the runs differ in; `one` comes first."""
+    one, several = ["--config", "configs/trainer/gpu.yaml"], ["--trainer.devices", str(devices)]
     size = ["--trainer.strategy.init_args.data_parallel_size", str(devices)]
     return {
-        "one": ["--config", "configs/trainer/gpu.yaml", "--trainer.accumulate_grad_batches", str(devices)],
-        "ddp": ["--config", "configs/trainer/ddp.yaml", *several],
-        "fsdp": ["--config", "configs/trainer/fsdp.yaml", *several, *size],
+        "one": Way(1, devices, rows, one),
+        "rounding": Way(1, 1, devices * rows, one),
+        "ddp": Way(devices, 1, rows, ["--config", "configs/trainer/ddp.yaml", *several]),
+        "fsdp": Way(devices, 1, rows, ["--config", "configs/trainer/fsdp.yaml", *several, *size]),
     }
 
 
-def shared_flags(options: argparse.Namespace, batches: int) -> list[str]:
-    """Flags of all runs, for one whose optimizer step takes so many batches on each device."""
+def flags_of(way: Way, options: argparse.Namespace) -> list[str]:
     settings = {
         "trainer.accelerator": options.accelerator,
         "trainer.max_steps": options.steps,
-        "trainer.val_check_interval": options.steps * batches,
+        "trainer.accumulate_grad_batches": way.batches,
+        "trainer.val_check_interval": options.steps * way.batches,
         "trainer.limit_val_batches": 2,
         "trainer.num_sanity_val_steps": 0,
         "trainer.log_every_n_steps": LOG_EVERY,
         "trainer.enable_checkpointing": "false",
         "trainer.enable_progress_bar": "false",
-        "data.batch_size": options.batch_size,
+        "data.batch_size": way.rows,
         "length_generalization.factors": [1, 4],
         "length_generalization.episodes": [[0, options.episodes]],
         "length_generalization.during_fit_every": 1,
     }
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    return [*flags, "--trainer.callbacks+=tests.benchmarks.bench_ranks.StepLosses", *options.flags]
+    return [*way.flags, *flags, "--trainer.callbacks+=tests.benchmarks.bench_ranks.StepLosses", *options.flags]
 
 
 def fit(flags: Sequence[str]) -> Row:
@@ -137,7 +148,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     """The losses of the runs, the first of which is that of one device, and how far they are from that one's."""
     plt = pyplot()
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(7, 6), layout="constrained")
-    for row, style in zip(rows, ("-", "--", ":"), strict=True):
+    for row, style in zip(rows, ("-", "-.", "--", ":"), strict=True):
         steps = range(1, len(row["losses"]) + 1)
         label = f"{TITLES[row['run']]}, {row['tokens_per_second']:,.0f} tokens/s ({row['speedup']:.2f}x)"
         (line,) = above.plot(steps, row["losses"], style, label=label)
@@ -175,14 +186,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = ResultsFile(options.output / "ranks.jsonl")
     configs = [part for path in options.config for part in ("--config", path)]
     rows: list[Row] = []
-    for name, own in ways(options.devices).items():
-        devices = 1 if name == "one" else options.devices
-        row = fit([*configs, *own, *shared_flags(options, options.devices // devices)])
+    for name, way in ways(options.devices, options.batch_size).items():
+        row = fit([*configs, *flags_of(way, options)])
         one = rows[0] if rows else row
         rows.append(
             {
                 "run": name,
-                "devices": devices,
+                "devices": way.devices,
                 "speedup": row["tokens_per_second"] / one["tokens_per_second"],
                 "loss_difference": max(differences(row["losses"], one["losses"])),
                 **row,

@@ -78,7 +78,8 @@ def test_two_processes_train_as_one(tiny: str, tmp_path: Path) -> None:
     shared = ["--trainer.precision", "32-true", "--model.attention.init_args.score", "cosine", *data]
     bench_ranks.main(["--output", str(tmp_path), "--config", tiny, *flags, "--", *shared])
     rows = [json.loads(line) for line in (tmp_path / "ranks.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [(row["run"], row["devices"]) for row in rows] == [("one", 1), ("ddp", RANKS), ("fsdp", RANKS)]
+    runs = [("one", 1), ("rounding", 1), ("ddp", RANKS), ("fsdp", RANKS)]
+    assert [(row["run"], row["devices"]) for row in rows] == runs
     one = rows[0]
     points = {(placement, length) for placement in ("chunk", "end", None) for length in (64, 256)}
     perplexities = [point["perplexity"] for point in one["evaluation"] if point["perplexity"]]

@@ -1,5 +1,6 @@
 """The benchmark of long contexts, without a GPU: it reads and continues what it says, and draws what was measured."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from context_figure import relative
 from gca_lit.generation import Sampling, generate, read
 from gca_lit.memory import DeviceStore, HostStore
 from origin import append
+from report import read as read_rows
 
 LENGTH, SEGMENT = 900, 260  # three segments of 252 tokens and a shorter one
 TINY = """
@@ -107,18 +109,18 @@ def test_ratios_are_of_the_last_rows_where_both_are_known():
     assert relative(measured, "token_ms") == {"6m": [(1024, 1.0), (2048, 1.5)]}
 
 
-BOTH = rows(("6m", "gca", "16384", "3", "2"), ("6m", "sliding_window", "16384", "2", "1"))
+RESULTS = Path(__file__).parents[2] / "kernels" / "benchmarks" / "results" / "bench_context.csv"
 
 
-def test_plot_alone_draws_beside_the_csv(tmp_path, capsys):
-    path = tmp_path / "bench_context.csv"
-    append(path, BOTH)
+def test_plot_alone_draws_beside_the_csv_and_prints_the_table_of_the_page(tmp_path, capsys):
+    path = Path(shutil.copy(RESULTS, tmp_path))
     bench_context.main(["--plot", str(path)])
-    assert capsys.readouterr().out.strip() == str(path.with_suffix(".png"))
-    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    table, _, drawn = capsys.readouterr().out.rpartition(f"{path.with_suffix('.png')}\n")
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG") and drawn == ""
+    assert table in (RESULTS.parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 def test_nothing_to_draw_is_named(tmp_path):
-    append(tmp_path / "bench_context.csv", BOTH[:1])
+    append(tmp_path / "bench_context.csv", read_rows(RESULTS)[:1])
     with pytest.raises(ValueError, match="no model and length with both backends"):
         bench_context.main(["--plot", str(tmp_path / "bench_context.csv")])
