@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 
 from gca_lit.arguments import Arguments, said
 from gca_lit.plots import colors_of, pyplot, title
@@ -37,13 +39,20 @@ def training_losses(folder: Path) -> Points:
     return sorted(points.items())
 
 
+def smooth(points: Points, parts: int = 30) -> Points:
+    """Means over `parts` equal ranges of tokens: single batches differ by what they hold."""
+    width = points[-1][0] / parts
+    ranges = [list(part) for _, part in groupby(points, lambda point: math.ceil(point[0] / width))]
+    return [(fmean(tokens for tokens, _ in part), fmean(loss for _, loss in part)) for part in ranges]
+
+
 def draw(losses: Mapping[str, Points], path: str | Path) -> None:
-    """One curve for each run."""
+    """One curve for each run, smoothed."""
     plt = pyplot()
     figure, axes = plt.subplots(layout="constrained", figsize=(6.4, 4.2))
     colors = colors_of(losses)
     for run, points in losses.items():
-        tokens, nats = zip(*points, strict=True)
+        tokens, nats = zip(*smooth(points), strict=True)
         axes.plot([n / 1e6 for n in tokens], nats, color=colors[run], label=title(run), linewidth=1.2)
     axes.set_xlabel("million tokens seen", fontsize=9)
     axes.set_ylabel("training loss, nats a token", fontsize=9)

@@ -132,3 +132,9 @@ def test_damaged_files_are_named_in_one_line(tmp_path, capsys):
             command.main([str(tmp_path)])
         (line,) = capsys.readouterr().err.splitlines()
         assert stop.value.code == 2 and line.startswith(f"error: {tmp_path}") and " is damaged: " in line
+
+
+def test_curves_are_smoothed_over_equal_ranges_of_tokens():
+    points = [(10.0, 4.0), (20.0, 2.0), (30.0, 1.0), (60.0, 3.0)]
+    assert training_curves.smooth(points, 2) == [(20.0, pytest.approx(7 / 3)), (60.0, 3.0)]
+    assert training_curves.smooth(points, 1000) == points

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gca_lit import perplexity_report
 from gca_lit.results import ResultsFile
 from gca_lit.tables import summary, table, tell_tasks_apart
 
@@ -32,3 +33,10 @@ def test_rows_of_a_published_model_are_of_this_very_file(model):
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     rows = ResultsFile(DOCS / "results" / f"{model.stem}.jsonl").rows
     assert rows and {row["checkpoint_sha256"] for row in rows} == {digest}
+
+
+def test_the_page_of_language_models_has_the_tables_of_its_rows(tmp_path):
+    runs = [DOCS / "results" / "lm_25m_window_512" / run for run in ("gca", "gca_offset", "sliding_window", "full")]
+    perplexity_report.main([*map(str, runs), "--output", str(tmp_path)])
+    made = (tmp_path / "perplexity.md").read_text(encoding="utf-8")
+    assert made in (DOCS / "results" / "lm.md").read_text(encoding="utf-8")
