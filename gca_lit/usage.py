@@ -68,7 +68,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
         expected = re.findall(r"Expected an? (?!path but)(.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
         types = list(dict.fromkeys(map(_type, expected)))
         if types in (["Sequence"], ["tuple"], ["list"], ["list", "null"]):
-            return f"{prefix}expected a list, such as [{found[1]}], got {found[1]}"
+            example = "[] for an empty one" if found[1] == "None" else f"such as [{found[1]}]"
+            return f"{prefix}expected a list, {example}, got {found[1]}"
         return f"{prefix}expected {' or '.join(types) or 'another type'}, got {found[1]}"
     if (found := re.match(r"Unexpected config: (.*)", message, re.DOTALL)) and yaml.safe_load(found[1]) is None:
         return "there are no settings in it: write some, or leave the file out"

@@ -129,6 +129,8 @@ def test_a_setting_is_named_by_its_path(tiny: str, refused: Refused) -> None:
 def test_a_list_is_shown(tiny: str, refused: Refused) -> None:
     said = refused("generate", "--config", tiny, "--prompt", "x", "--sampling.stop", "x")
     assert said == "sampling.stop: expected a list, such as [x], got x"
+    said = refused("fit", "--config", tiny, "--data.tasks", "null")
+    assert said == "data.tasks: expected a list, [] for an empty one, got None"
 
 
 def test_without_a_gpu(tiny: str, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
