@@ -20,6 +20,12 @@ def line(message: str) -> str:
     return f"error: {' '.join(message.split())}\n"
 
 
+def interrupted(and_now: str) -> NoReturn:
+    """End a command that was interrupted; `and_now` follows the word and says how it stands."""
+    sys.stderr.write(f"interrupted{and_now}\n")
+    raise SystemExit(130) from None
+
+
 def said(error: BaseException) -> str:
     """What an error says; one of the system says which file it is about, and why."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:

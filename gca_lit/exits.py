@@ -8,6 +8,7 @@ from typing import NoReturn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gca_lit.arguments import line
+from gca_lit.callbacks.skip_non_finite import NonFiniteError
 from gca_lit.data.stream import dead_worker
 from gca_lit.usage import UsageError
 from gca_lit.whole_file import NotSaved
@@ -19,12 +20,12 @@ MISTAKES = (UsageError, ValueError, OSError, ImportError, MisconfigurationExcept
 
 
 def lost(error: BaseException | None) -> str | None:
-    """What to say of a full disk or a dead data-loader worker, None for other errors.
+    """What to say of a full disk, a dead data-loader worker or losses that are not finite, None for other errors.
 
     The death of a worker is raised wherever training is, and code there may make it an error of its own.
     """
     while error is not None:
-        if isinstance(error, NotSaved):
+        if isinstance(error, NotSaved | NonFiniteError):
             return str(error)
         if isinstance(error, RuntimeError) and (death := dead_worker(error)):
             return death

@@ -102,7 +102,9 @@ def picture(comparisons: Sequence[Comparison], path: str | Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Arguments(prog="python -m gca_lit.perplexity_report", description="Compare language models.")
     parser.add_argument("run_dir", nargs="+", type=Path, help="folder of a run, by whose name it is called")
-    parser.add_argument("--output", type=Path, default=Path(), help="where perplexity.md and perplexity.png go")
+    parser.add_argument(
+        "--output", type=Path, default=Path(), help="where perplexity.md and perplexity.png go (default: here)"
+    )
     parser.add_argument("--files", nargs="+", default=["books.jsonl", "math.jsonl"], help="results files of each run")
     parser.add_argument("--split", default="val", help="rows of this split of the data: val or test")
     options = parser.parse_args(arguments)
@@ -131,7 +133,10 @@ def newest(path: Path, split: str) -> list[Row]:
     """
     rows = [row for row in read_results(path) if row["task"] == "perplexity" and row.get("split", split) == split]
     if not rows:
-        raise ValueError(f"{path} has no rows of perplexity, split {split}: validate with this output first")
+        raise ValueError(
+            f"{path} has no rows of perplexity, split {split}: write them by lightning_cli.py validate with "
+            f"--length_generalization.output {path.name}, or name other --files"
+        )
     mine = ("checkpoint_sha256", "backend", "window", "k")
     return [row for row in rows if all(row[name] == rows[-1][name] for name in mine)]
 

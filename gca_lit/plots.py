@@ -91,13 +91,18 @@ def accuracy_by_length(rows: Sequence[Row], path: str | Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Arguments(prog="python -m gca_lit.plots", description="Compare runs by evaluation length.")
     parser.add_argument("run", nargs="+", type=Path, help="folder with a results file, or a results file")
-    parser.add_argument("--output", type=Path, default=Path(), help="where table.md and accuracy_by_length.png go")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(),
+        help="where table.md and accuracy_by_length.png go (default: this folder)",
+    )
     parser.add_argument("--split", default="val", help="rows of this split of the data: val or test")
     parser.add_argument("--file", default="length_generalization.jsonl", help="name of the results file in a folder")
     options = parser.parse_args(arguments)
     files = [path if path.is_file() else path / options.file for path in options.run]
     if absent := [str(path) for path, file in zip(options.run, files, strict=True) if not file.exists()]:
-        parser.error(f"there is no {options.file} in {', '.join(absent)}: run LengthGeneralization first")
+        parser.error(f"there is no {options.file} in {', '.join(absent)}: lightning_cli.py validate writes it")
     try:
         rows = tell_tasks_apart(_read(files, options.split))
         if not rows:

@@ -107,7 +107,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "gca_lit.export": ({"gca_lit.arguments", "gca_lit.checkpointing", "gca_lit.weights_file"}, {"torch"}),
     "gca_lit.run_directory": (set(), {"lightning"}),
     "gca_lit.exits": (
-        {"gca_lit.arguments", "gca_lit.data.stream", "gca_lit.usage", "gca_lit.whole_file"},
+        {"gca_lit.arguments", "gca_lit.callbacks", "gca_lit.data.stream", "gca_lit.usage", "gca_lit.whole_file"},
         {"lightning"},
     ),
     "gca_lit.parsing": ({"gca_lit.usage"}, {"lightning"}),

@@ -10,6 +10,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+NAMED = 8  # rows that the error names
+
 
 class NonFiniteError(RuntimeError):
     """Too many steps in a row had a loss or gradients that are not finite."""
@@ -81,11 +83,12 @@ class SkipNonFinite(Callback):
 
     def _message(self, step: int, rows: list[Any], mine: bool) -> str:
         numbers = [number for some in rows if some is not None for number in some.tolist()]
+        shown = ", ".join(map(str, numbers[:NAMED])) + (", ..." if len(numbers) > NAMED else "")
         return (
-            f"loss or gradients were not finite in {self.max_in_a_row} optimizer steps in a row, up to step {step}, "
-            f"on {'this' if mine else 'another'} rank (the rows of this one: {numbers}). Go on from an earlier "
-            "checkpoint with a lower learning rate, a longer warm-up, a lower trainer.gradient_clip_val or "
-            "trainer.precision 32-true"
+            f"loss or gradients were not finite in {self.max_in_a_row} optimizer steps in a row, up to step {step}: "
+            "go on from a checkpoint of before these steps, or start anew, with a lower learning rate, a longer "
+            "warm-up, a lower trainer.gradient_clip_val or trainer.precision 32-true; "
+            f"on {'this' if mine else 'another'} rank, where the rows of this one were {shown}"
         )
 
 

@@ -75,13 +75,18 @@ def documents(reader: ShardReader, count: int, length: int | None) -> PredictIte
 
 
 def text_file(path: str, tokenizer: Tokenizer, length: int | None) -> PredictItems:
-    """The text of one file, cut after `length` tokens. Raises FileNotFoundError, ValueError when it is not UTF-8."""
+    """The text of one file, cut after `length` tokens.
+
+    Raises FileNotFoundError; ValueError when it is not UTF-8, or has nothing to predict.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"predict.file {path} does not exist")
     try:
         ids = tokenizer.encode(Path(path).read_bytes().decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"predict.file {path} is not UTF-8: {error.reason} at byte {error.start}") from error
+    if len(ids) < 2:
+        raise ValueError(f"predict.file {path} has {len(ids)} tokens, at least 2 are needed: write more text into it")
     return PredictItems([partial(_text, torch.tensor(ids[:length], dtype=torch.int64), "file", 0)])
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from gca_lit.arguments import Arguments, said
+from gca_lit.arguments import Arguments, interrupted, said
 from gca_lit.data.inputs import PART_BYTES, Part, find_inputs, inspect, read_part
 from gca_lit.data.journal import Journal
 from gca_lit.data.shard_format import INDEX, SHARD_TOKENS, read_manifest
@@ -174,6 +174,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(prepare(given.input, given.output, *settings))
     except (ValueError, OSError, RuntimeError) as error:
         parser.error(said(error))
+    except KeyboardInterrupt:
+        interrupted(", the same command goes on behind the last whole shard")
 
 
 if __name__ == "__main__":

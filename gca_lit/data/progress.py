@@ -108,7 +108,10 @@ class Progress:
             if value != state["fingerprint"].get(name)
         ]
         if changed:
-            raise ValueError(f"the checkpoint cannot go on with this data: {'; '.join(changed)}")
+            raise ValueError(
+                f"the checkpoint cannot go on with this data: {'; '.join(changed)}: name the data.train that it was "
+                "trained on, or start anew on other data from its weights, by model.init_from"
+            )
         stream = self.stream
         stream.go_on(state["position"], state["step"], state["step"] * self._pace().accumulate)
         stream.switches = [(position, length) for position, length in state["switches"]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gca_lit.arguments import Arguments, said
+from gca_lit.arguments import Arguments, interrupted, said
 from gca_lit.data.inputs import PART_BYTES, Part, find_inputs, inspect, read_part
 from gca_lit.data.tokenizers import cut_text
 from gca_lit.whole_file import WholeFile, saving
@@ -85,6 +85,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(train_tokenizer(given.input, given.output, given.vocab_size, given.text_column, given.split_digits))
     except (ValueError, OSError) as error:
         parser.error(said(error))
+    except KeyboardInterrupt:
+        interrupted(": give the same command again")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """A step that is not finite changes nothing, on any rank; too many in a row end the run."""
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,8 +87,10 @@ def test_one_bad_batch_spoils_its_window(tmp_path: Path) -> None:
 
 def test_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
     module = Line([1.0, torch.nan, 1.0, torch.nan, torch.nan, 1.0])
-    message = "not finite in 2 optimizer steps in a row, up to step 4, on this rank (the rows of this one: [40, 41])"
-    with pytest.raises(NonFiniteError, match=re.escape(message) + ".*lower learning rate"):
+    message = (
+        "not finite in 2 optimizer steps in a row, up to step 4: .*lower learning rate.* rows of this one were 40, 41$"
+    )
+    with pytest.raises(NonFiniteError, match=message):
         fit(module, tmp_path, SkipNonFinite(max_in_a_row=2))
     with pytest.raises(ValueError, match="max_in_a_row must be at least 1"):
         SkipNonFinite(max_in_a_row=0)

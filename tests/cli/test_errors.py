@@ -159,13 +159,16 @@ def test_what_a_callback_refuses_when_training_starts(tiny: str, run_dir: Path, 
     assert "at most max_length = 70 tokens" in said and not list(run_dir.glob("config_*"))
 
 
-def test_evaluation_that_cannot_work(tiny: str, run: Callable[..., None], refused: Refused) -> None:
+def test_evaluation_that_cannot_work(tiny: str, tmp_path: Path, run: Callable[..., None], refused: Refused) -> None:
     run("fit")
     validate = ["validate", "--config", tiny, "--ckpt_path", "last"]
     assert "no task nothing" in refused(*validate, "--length_generalization.tasks", "[nothing]")
     assert "needs data.align" in refused(*validate, "--data.align", "null")
     predict = ["predict", "--config", tiny, "--ckpt_path", "last", "--data.predict.source", "file"]
     assert "nowhere.txt does not exist" in refused(*predict, "--data.predict.file", "nowhere.txt")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    assert "empty.txt has 0 tokens, at least 2 are needed" in refused(*predict, "--data.predict.file", str(empty))
 
 
 def test_checkpoints(tiny: str, tmp_path: Path, run_dir: Path, run: Callable[..., None], refused: Refused) -> None:
