@@ -85,10 +85,10 @@ class SkipNonFinite(Callback):
         numbers = [number for some in rows if some is not None for number in some.tolist()]
         shown = ", ".join(map(str, numbers[:NAMED])) + (", ..." if len(numbers) > NAMED else "")
         return (
-            f"loss or gradients were not finite in {self.max_in_a_row} optimizer steps in a row, up to step {step}: "
-            "go on from a checkpoint of before these steps, or start anew, with a lower learning rate, a longer "
-            "warm-up, a lower trainer.gradient_clip_val or trainer.precision 32-true; "
-            f"on {'this' if mine else 'another'} rank, where the rows of this one were {shown}"
+            f"loss or gradients were not finite in {self.max_in_a_row} optimizer steps in a row, up to step {step}, "
+            f"on {'this' if mine else 'another'} rank (the rows of this one: {shown}): go on from a checkpoint of "
+            "before these steps, or start anew, with a lower learning rate, a longer warm-up, a lower "
+            "trainer.gradient_clip_val or trainer.precision 32-true"
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gca_lit.plots import pyplot, short_length
-from report import read
+from report import about, read
 
 Row = dict[str, str]
 
@@ -37,9 +37,7 @@ def table(rows: Sequence[Row]) -> str:
         cells = [row["model"], NAMES[row["backend"]], short_length(int(row["length"]))]
         cells += [format(float(row[name]), form) if row[name] else row["note"] for name, form in COLUMNS.items()]
         lines.append(f"| {' | '.join(cells)} |")
-    last = rows[-1]
-    about = f"{last['gpu']}, torch {last['torch']}, Triton {last['triton']}, {last['date']}, commit {last['commit']}"
-    return "\n".join(lines) + f"\n\n{about}.\n"
+    return "\n".join(lines) + f"\n\n{about(rows[-1])}.\n"
 
 
 def relative(rows: Sequence[Row], column: str) -> dict[str, list[tuple[int, float]]]:

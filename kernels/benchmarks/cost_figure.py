@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gca_lit.plots import pyplot, short_length
-from report import read
+from report import about, read
 
 Row = dict[str, str]
 Case = tuple[str, int, str]  # size, row length, model
@@ -114,8 +114,7 @@ def _throughput(axes: Any, cases: Mapping[Case, Row], sizes: Sequence[str]) -> N
 
 
 def _origin(row: Row) -> str:
-    gpu, torch, triton, date, commit = (row[name] for name in ("gpu", "torch", "triton", "date", "commit"))
-    return f"{gpu}, torch {torch}, Triton {triton}, {date}, commit {commit}: `{row['command']}`"
+    return f"{about(row)}: `{row['command']}`"
 
 
 def _number(text: str, form: str) -> str:

@@ -20,7 +20,7 @@ import torch
 import command
 from cases import BARS, make_inputs
 from gca_kernels import gca_attention, gca_index
-from report import Row, read, title
+from report import Row, about, read, title
 
 KERNELS = {"forward_kernel": "forward", "query_kernel": "backward, q and weights", "chunk_kernel": "backward, K and V"}
 CASES, RUNS = BARS[:2], 2
@@ -79,9 +79,7 @@ def table(rows: Sequence[Row]) -> str:
         cells = [row["case"], KERNELS[row["kernel"]], f"{float(row['ms']):.3f}", *percent]
         cells += [f"{float(row['registers']):.0f}", f"{float(row['cycles_per_instruction']):.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    last = rows[-1]
-    about = f"{last['gpu']}, torch {last['torch']}, Triton {last['triton']}, {last['date']}, commit {last['commit']}"
-    return "\n".join(lines) + f"\n\n{about}.\n"
+    return "\n".join(lines) + f"\n\n{about(rows[-1])}.\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -27,6 +27,11 @@ def read(path: str | Path) -> list[Row]:
     return rows
 
 
+def about(row: Row) -> str:
+    """Where a row was measured."""
+    return f"{row['gpu']}, torch {row['torch']}, Triton {row['triton']}, {row['date']}, commit {row['commit']}"
+
+
 def title(case: Case) -> str:
     shape = f"B {case.batch}, T {_count(case.rows)}, {case.heads}/{case.kv_heads}, D {case.width}, K {case.slots}"
     return shape if case.dtype == BASE.dtype else f"{shape}, {case.dtype}"
@@ -129,10 +134,8 @@ def _ratio(group: Group, name: str) -> float | None:
 
 
 def _origin(row: Row) -> str:
-    return (
-        f"{row['gpu']}, torch {row['torch']}, Triton {row['triton']}, {row['date']}, commit {row['commit']}; copy "
-        f"{_number(row['copy_tb_s'], '.2f')} TB/s, bf16 product {_number(row['matmul_tflops'], '.0f')} TFLOP/s."
-    )
+    rates = f"copy {_number(row['copy_tb_s'], '.2f')} TB/s, bf16 product {_number(row['matmul_tflops'], '.0f')} TFLOP/s"
+    return f"{about(row)}; {rates}."
 
 
 def _rivals(groups: dict[Case, Group]) -> list[str]:
