@@ -1,7 +1,7 @@
 """Selection of chunks: one function for training, prefill and decoding.
 
-Scores that choose are taken in fp32 without TF32, block by block of landmarks, so that nothing of size Q x N is held.
-Weights are a softmax over the scores of the chosen, taken again with gradient.
+Scores that choose are as exact as products in fp32 without TF32, and are taken block by block of landmarks, so that
+nothing of size Q x N is held. Weights are a softmax over the scores of the chosen, taken again with gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gca_lit.memory.base import Selection
 
 LANDMARKS_AT_ONCE, FEWEST_AT_ONCE = 32_768, 1024
 SCORES_AT_ONCE = 2**23
-"""Bounds of what is scored at a time: landmarks, and scores of a whole batch (which yield to FEWEST_AT_ONCE)."""
+"""Bounds of what is held at a time: landmarks made fp32, and scores of a batch (which yield to FEWEST_AT_ONCE)."""
 RUN = 64
 """Landmarks whose best score is looked at before their own."""
 NOTHING = torch.iinfo(torch.int64).min
@@ -80,18 +80,46 @@ def select(
     asking = torch.arange(first, first + queries.shape[1], device=queries.device)
     best = torch.full((*queries.shape[:2], top_k), NOTHING, device=queries.device)
     with torch.no_grad(), _full_fp32(queries.device):
-        for begin, part in _blocks(keys, queries.shape[:2].numel()):
-            chunks = torch.arange(begin, begin + part.shape[1], device=part.device)
-            scores = queries.float() @ part.float().transpose(1, 2)
+        asked = _asked(queries, keys[-1])
+        for begin, parts in _blocks(keys, asked.shape[:2].numel(), first + queries.shape[1] - 1):
+            scores = _scores(asked, parts, queries.shape[1])
+            chunks = torch.arange(begin, begin + scores.shape[-1], device=scores.device)
             if noise is not None:
                 scores = scores + noise(asking, chunks)
-            hidden = chunks >= asking[:, None]
+            if begin + len(chunks) > first:
+                scores = scores.masked_fill_(chunks >= asking[:, None], -torch.inf)
             if documents is not None:
-                hidden = hidden | (documents[0][:, :, None] != documents[1][:, None, begin : begin + part.shape[1]])
-            candidates = _candidates(scores.masked_fill_(hidden, -torch.inf), chunks, top_k)
-            best = torch.cat((best, candidates), -1).topk(top_k, -1).values
+                other = documents[0][:, :, None] != documents[1][:, None, begin : begin + len(chunks)]
+                scores = scores.masked_fill_(other, -torch.inf)
+            best = torch.cat((best, _candidates(scores, chunks, top_k)), -1).topk(top_k, -1).values
     ids = torch.where(best == NOTHING, -1, LOW_BITS - (best & LOW_BITS))
     return Selection(ids, _weights(queries, keys, ids))
+
+
+def _asked(queries: Tensor, keys: Tensor) -> Tensor:
+    """Queries [B, Q, M'] in the type that `_scores` multiplies with these keys: [B, n Q, M'] where n parts make one."""
+    if not (keys.is_cuda and keys.dtype == torch.bfloat16):
+        return queries.float()
+    return queries if queries.dtype == torch.bfloat16 else torch.cat(bf16_parts(queries.float()), 1)
+
+
+def _scores(asked: Tensor, keys: Sequence[Tensor], queries: int) -> Tensor:
+    """fp32 [B, Q, n] of what `_asked` made of Q `queries`, and consecutive keys [B, ., M'].
+
+    Products of bf16 are exact in fp32, which tensor cores add them in: queries in three parts lose nothing.
+    """
+    if asked.dtype == torch.bfloat16:
+        products = [torch.bmm(asked, part.transpose(1, 2), out_dtype=torch.float32) for part in keys]
+        return torch.cat(products, -1).unflatten(1, (-1, queries)).sum(1)
+    pieces = [piece for part in keys for piece in part.split(LANDMARKS_AT_ONCE, 1)]
+    return torch.cat([asked @ piece.float().transpose(1, 2) for piece in pieces], -1)
+
+
+def bf16_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three bf16 tensors whose sum is x in fp32: exactly from 2^-110 on, to 2^-134 below."""
+    high = x.bfloat16()
+    middle = (x - high.float()).bfloat16()
+    return high, middle, (x - high.float() - middle.float()).bfloat16()
 
 
 def _candidates(scores: Tensor, chunks: Tensor, top_k: int) -> Tensor:
@@ -141,14 +169,21 @@ def _pick(keys: Sequence[Tensor], ids: Tensor) -> Tensor:
     return picked
 
 
-def _blocks(keys: Sequence[Tensor], queries: int) -> Iterator[tuple[int, Tensor]]:
-    """(number of the first chunk, some landmarks): few enough that their scores for all queries stay small."""
-    at_once = min(LANDMARKS_AT_ONCE, max(FEWEST_AT_ONCE, SCORES_AT_ONCE // max(queries, 1)))
-    begin = 0
+def _blocks(keys: Sequence[Tensor], rows: int, visible: int) -> Iterator[tuple[int, list[Tensor]]]:
+    """(number of the first chunk, consecutive parts) of the first `visible` landmarks: few enough that their scores
+    for all `rows` of a batch stay small."""
+    at_once = max(FEWEST_AT_ONCE, SCORES_AT_ONCE // max(rows, 1))
+    begin, block, held = 0, list[Tensor](), 0
     for part in keys:
-        for block in part.split(at_once, 1):
-            yield begin, block
-            begin += block.shape[1]
+        part = part[:, : max(0, visible - begin - held)]
+        while part.shape[1]:
+            piece, part = part[:, : at_once - held], part[:, at_once - held :]
+            block, held = [*block, piece], held + piece.shape[1]
+            if held == at_once:
+                yield begin, block
+                begin, block, held = begin + held, [], 0
+    if block:
+        yield begin, block
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
     PYTHONPATH=.:kernels python kernels/benchmarks/bench_retrieval.py --output DIR
 
-Appends to DIR/bench_retrieval.csv a row for each case: keys in bf16 of the paper's width, K 8, medians in milliseconds,
-and the peak of device memory above the keys in GB = 1e9 bytes. Before it is timed, each result is compared with a top-k
-over the whole score matrix, in parts.
+Appends to DIR/bench_retrieval.csv a row for each case: queries in fp32, keys in bf16 of two widths, K 8, medians in
+milliseconds, and the peak of device memory above the keys in GB = 1e9 bytes. Before it is timed, each result is
+compared with a top-k over the whole score matrix, in parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ import command
 from gca_lit.model.retrieval import select
 from measure import extra_bytes, median_ms
 
-WIDTH, TOP_K = 768, 8
+WIDTHS, TOP_K = (256, 768), 8
 CASES = [(256, 4_096), (256, 65_536), (256, 262_144), (256, 1_048_576), (1, 262_144), (1, 1_048_576)]
 
 
@@ -34,11 +35,11 @@ def exact(queries: Tensor, keys: Tensor, first: int) -> Tensor:
     return torch.cat(found, 1).sort(-1).values
 
 
-def measure(queries: int, landmarks: int, device: str) -> dict[str, Any]:
+def measure(queries: int, landmarks: int, width: int, device: str) -> dict[str, Any]:
     """One case: its time and memory. Raises SystemExit when other chunks are found than by the whole matrix."""
     g = torch.Generator(device).manual_seed(0)
-    keys = torch.randn(1, landmarks, WIDTH, generator=g, device=device).bfloat16()
-    asked = torch.randn(1, queries, WIDTH, generator=g, device=device).bfloat16()
+    keys = torch.randn(1, landmarks, width, generator=g, device=device).bfloat16()
+    asked = torch.randn(1, queries, width, generator=g, device=device)
     first = landmarks - queries
 
     def run() -> Tensor:
@@ -47,7 +48,7 @@ def measure(queries: int, landmarks: int, device: str) -> dict[str, Any]:
 
     if not torch.equal(run().sort(-1).values, exact(asked, keys, first)):
         raise SystemExit(f"wrong: {queries} queries of {landmarks} landmarks select other chunks than a full top-k")
-    row: dict[str, Any] = {"queries": queries, "landmarks": landmarks, "width": WIDTH, "top_k": TOP_K}
+    row: dict[str, Any] = {"queries": queries, "landmarks": landmarks, "width": width, "top_k": TOP_K}
     if device == "cuda":
         row |= {"median_ms": median_ms(run), "extra_gb": extra_bytes(run) / 1e9}
     return row
@@ -58,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     common = command.begin(parser, options)
     torch.set_float32_matmul_precision("highest")
-    for case in CASES:
-        row = {**common, **measure(*case, "cuda")}
-        said = f"{row['queries']} of {row['landmarks']:,}: {row['median_ms']:.2f} ms, {row['extra_gb']:.2f} GB"
+    for width, (queries, landmarks) in product(WIDTHS, CASES):
+        row = {**common, **measure(queries, landmarks, width, "cuda")}
+        said = f"{queries} of {landmarks:,}, width {width}: {row['median_ms']:.2f} ms, {row['extra_gb']:.2f} GB"
         command.record(options.output / "bench_retrieval.csv", row, COLUMNS, said)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gca_lit.model import retrieval
-from gca_lit.model.retrieval import Noise, select
+from gca_lit.model.retrieval import Noise, bf16_parts, select
 
 
 def data(B=2, Q=6, N=9, width=8, seed=0, dtype=torch.float64):
@@ -12,10 +12,22 @@ def data(B=2, Q=6, N=9, width=8, seed=0, dtype=torch.float64):
     return torch.randn(B, Q, width, generator=g, dtype=dtype), torch.randn(B, N, width, generator=g, dtype=dtype)
 
 
+@pytest.fixture
+def blocks_of(monkeypatch):
+    """Landmarks are scored so many at a time, and made fp32 two at a time."""
+
+    def shorten(at_once):
+        monkeypatch.setattr(retrieval, "LANDMARKS_AT_ONCE", 2)
+        monkeypatch.setattr(retrieval, "FEWEST_AT_ONCE", at_once)
+        monkeypatch.setattr(retrieval, "SCORES_AT_ONCE", 1)
+
+    return shorten
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 1000])
 @pytest.mark.parametrize("parts", [(9,), (4, 5), (0, 9), (1, 0, 8)])
-def test_equals_a_full_sort(monkeypatch, at_once, parts):
-    monkeypatch.setattr(retrieval, "LANDMARKS_AT_ONCE", at_once)
+def test_equals_a_full_sort(blocks_of, at_once, parts):
+    blocks_of(at_once)
     queries, keys = data()
     made = select(queries, keys.split(parts, 1), first=3, top_k=4)
     scores = queries.float() @ keys.float().transpose(1, 2)
@@ -45,8 +57,8 @@ def test_scores_held_at_once_are_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 1000])
-def test_exact_ties_go_to_the_lower_number(monkeypatch, at_once):
-    monkeypatch.setattr(retrieval, "LANDMARKS_AT_ONCE", at_once)
+def test_exact_ties_go_to_the_lower_number(blocks_of, at_once):
+    blocks_of(at_once)
     queries = torch.ones(1, 1, 4)
     for value in (1.0, 0.0, -1.0):
         keys = torch.full((1, 8, 4), value)
@@ -56,9 +68,9 @@ def test_exact_ties_go_to_the_lower_number(monkeypatch, at_once):
 
 @pytest.mark.parametrize("at_once", [13, 1000])
 @pytest.mark.parametrize("values", [2, 5, 1000])
-def test_looks_at_the_best_of_runs_first_and_stays_exact(monkeypatch, at_once, values):
+def test_looks_at_the_best_of_runs_first_and_stays_exact(monkeypatch, blocks_of, at_once, values):
     """Few different scores, so that ties lie across the runs' borders."""
-    monkeypatch.setattr(retrieval, "LANDMARKS_AT_ONCE", at_once)
+    blocks_of(at_once)
     monkeypatch.setattr(retrieval, "RUN", 4)
     scores = torch.randint(values, (2, 5, 83), generator=torch.Generator().manual_seed(values)).float()
     eye = torch.eye(83).expand(2, -1, -1)
@@ -67,6 +79,47 @@ def test_looks_at_the_best_of_runs_first_and_stays_exact(monkeypatch, at_once, v
         for q in range(5):
             order = scores[b, q, : 78 + q].sort(descending=True, stable=True).indices[:3]
             assert made.ids[b, q].tolist() == order.tolist()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e30, 1e-30])
+def test_three_parts_of_a_query_are_all_of_it(size):
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * size
+    x[:3] = torch.tensor([0.0, size, -size])
+    parts = bf16_parts(x)
+    assert all(part.dtype == torch.bfloat16 for part in parts)
+    assert torch.equal(sum(part.double() for part in parts), x.double())
+
+
+def test_three_parts_of_the_smallest_numbers_are_nearly_all_of_them():
+    x = torch.tensor([0.0, 2**-149, 2**-133, 1.7 * 2**-126, -1.1 * 2**-115])
+    assert (sum(part.double() for part in bf16_parts(x)) - x.double()).abs().max() <= 2**-134
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [64, 256, 768])
+def test_scores_of_split_queries_are_as_exact_as_fp32(width):
+    queries, keys = (x.cuda() for x in data(B=2, Q=33, N=1000, width=width, dtype=torch.float32))
+    keys = keys.bfloat16()
+    exact = queries.double() @ keys.double().transpose(1, 2)
+    with retrieval._full_fp32(keys.device):
+        plain = queries @ keys.float().transpose(1, 2)
+        split = retrieval._scores(retrieval._asked(queries, keys), keys.split((300, 700), 1), 33)
+        halves = retrieval._scores(retrieval._asked(queries.bfloat16(), keys), [keys], 33)
+    assert (split - exact).abs().max() <= 2 * (plain - exact).abs().max()
+    assert (split - exact).pow(2).mean() <= 4 * (plain - exact).pow(2).mean()
+    torch.testing.assert_close(halves.double(), queries.bfloat16().double() @ keys.double().transpose(1, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("Q", [1, 70])
+def test_the_same_chunks_on_a_cuda_device(Q):
+    queries, keys = data(B=1, Q=Q, N=5000, width=64, dtype=torch.float32)
+    keys = keys.bfloat16()
+    exact = queries.double() @ keys.double().transpose(1, 2)
+    hidden = torch.arange(5000) >= torch.arange(4900, 4900 + Q)[:, None]
+    expected = exact.masked_fill(hidden, -torch.inf).topk(8).indices
+    made = select(queries.cuda(), [part.cuda() for part in keys.split((256, 744, 4000), 1)], 4900, 8)
+    assert torch.equal(made.ids.cpu(), expected)
 
 
 def test_nothing_visible_has_weight_and_gradient_zero():
@@ -96,11 +149,11 @@ def test_noise_is_a_pure_function_and_does_not_enter_the_weights():
     torch.testing.assert_close(first.weights[:, 0], exact)
 
 
-def test_noise_does_not_depend_on_blocks(monkeypatch):
+def test_noise_does_not_depend_on_blocks(blocks_of):
     queries, keys = data(N=50)
     noise = Noise(torch.tensor([5, 6]), group=3)
     whole = select(queries, [keys], 50, 8, noise).ids
-    monkeypatch.setattr(retrieval, "LANDMARKS_AT_ONCE", 7)
+    blocks_of(7)
     assert torch.equal(select(queries, [keys], 50, 8, noise).ids, whole)
 
 
