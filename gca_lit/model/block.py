@@ -33,7 +33,11 @@ class Block(nn.Module):
 
 def row_view(first_row: int, x: Tensor, dims: Dims, documents: Tensor | None) -> View:
     """The view of rows `first_row`, `first_row` + 1, ... for layers that do not retrieve; x [B, R, M]."""
-    positions = torch.arange(first_row, first_row + x.shape[1], device=x.device)
+    return view_at(torch.arange(first_row, first_row + x.shape[1], device=x.device), x, dims, documents)
+
+
+def view_at(positions: Tensor, x: Tensor, dims: Dims, documents: Tensor | None = None) -> View:
+    """The same of the rows x at `positions`, int64 [R]."""
     turn = rotation(positions, dims.head_width, x.dtype) if dims.position == "rotary" else None
     return View(positions, turn, documents)
 

@@ -49,6 +49,11 @@ class Layout:
         return self._landmarks_before(self.position)
 
     @property
+    def begins_chunk(self) -> bool:
+        """Whether a landmark stands right before the segment."""
+        return self.chunk_size is not None and self.position > 0 and self.position % self.chunk_size == 0
+
+    @property
     def chunks(self) -> int:
         """Chunks that the segment completes, n."""
         return self._landmarks_before(self.position + self.tokens) - self.first_chunk

@@ -16,6 +16,7 @@ from gca_lit.layers import Init, RMSNorm, initialize
 from gca_lit.memory import ChunkMemory, ChunkStore, Selection
 from gca_lit.model.block import Block, row_view, run_blocks
 from gca_lit.model.chunks import ChunkEncoder, Layout
+from gca_lit.model.decoding import Decoding
 from gca_lit.model.group import Group
 from gca_lit.model.loss import cross_entropy
 from gca_lit.model.state import ModelState
@@ -102,6 +103,7 @@ class Decoder(nn.Module):
             self.upper = WindowTail(config, blocks[lower:], reach, config.gradient_checkpointing)
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, vocab_size, bias=False)
+        self.decoding = Decoding(self)
         self.logit_scale = 1.0 if config.init == "normal" else 1 / math.sqrt(config.width)
         initialize(self, config.init)
         if self.landmark is not None:
@@ -178,6 +180,7 @@ class Decoder(nn.Module):
         Raises:
             ValueError: tokens of a wrong shape, documents together with a state, or a state that keeps no chunks.
         """
+        given = state is not None
         if tokens.ndim != 2 or tokens.shape[1] == 0:
             raise ValueError(f"tokens must be [B, T] with at least one token, got shape {tuple(tokens.shape)}")
         if state is None:
@@ -188,6 +191,8 @@ class Decoder(nn.Module):
             raise ValueError("the state keeps no chunks: make it with a store, new_state(batch_size, HostStore())")
         layout = Layout(state.position, tokens.shape[1], self.attention.chunk_size)
         wanted = _wanted(read, layout.tokens)
+        if given and self.decoding.takes(layout, wanted, state):
+            return Step(*self.decoding.step(tokens, state, layout))
 
         x = self.embed(tokens)
         if self.landmark is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gca_lit.attention.base import Dims, Past, RetrievalBackend, View
 from gca_lit.memory import ChunkMemory, ChunkTable, Selection
-from gca_lit.model.block import Block, run_blocks
+from gca_lit.model.block import Block, run_blocks, view_at
 from gca_lit.model.retrieval import Noise, select
 
 Fetched = tuple[ChunkTable, Selection]
@@ -19,7 +19,10 @@ Fetched = tuple[ChunkTable, Selection]
 
 
 class Carried(NamedTuple):
-    """What serves the next row: one entry of a selection [B, 1, K], with its chunks once they have been fetched."""
+    """What serves the next row: one entry of a selection [B, 1, K], and its chunks once they have been fetched.
+
+    fetched: a table of K chunks in the order of the slots.
+    """
 
     selection: Selection
     fetched: Fetched | None = None
@@ -69,7 +72,7 @@ class Group(nn.Module):
     ) -> None:
         super().__init__()
         self.number, self.top_k, self.recompute = number, attention.top_k, recompute
-        self.index = attention.index
+        self.dims, self.index = dims, attention.index
         self.retriever = attention.retriever(dims)
         self.layers = nn.ModuleList(layers)
 
@@ -89,8 +92,21 @@ class Group(nn.Module):
         served = Selection(slots.ids[:, run.skip :], slots.weights[:, run.skip :])
         view = replace(run.view, table=table, selection=served, index=self.index(table, served))
         x, pasts = run_blocks(self.layers, pasts, x, view, self.recompute)
-        decoding = run.memory is not None and run.landmarks <= 1 and run.own.k.shape[1] == 0
-        return x, pasts, selection, Carried(_last(selection), (table, _last(slots)) if decoding else None)
+        if run.memory is None or run.landmarks:
+            carried = Carried(Selection(selection.ids[:, -1:], selection.weights[:, -1:]))
+        return x, pasts, selection, carried
+
+    def select(self, x: Tensor, keys: Sequence[Tensor], chunk: int) -> Selection:
+        """What the landmark of `chunk` selects, x [B, 1, M]."""
+        return select(self.retriever(x), keys, chunk, self.top_k)
+
+    def row(
+        self, x: Tensor, position: Tensor, pasts: tuple[Past, ...], fetched: Fetched
+    ) -> tuple[Tensor, tuple[Past, ...]]:
+        """One row x [B, 1, M] at `position` [1], served by K chunks -> (x, new pasts); a function of shapes alone."""
+        table, slots = fetched
+        view = replace(view_at(position, x, self.dims), table=table, selection=slots, index=self.index(table, slots))
+        return run_blocks(self.layers, pasts, x, view, False)
 
     def _select(self, x: Tensor, carried: Carried, run: Run) -> tuple[Selection, Fetched]:
         """The selection of these rows, and what it selects; what was fetched for a row serves all rows of its chunk."""
@@ -105,7 +121,3 @@ class Group(nn.Module):
             torch.cat((carried.selection.weights.to(made.weights.dtype), made.weights), 1),
         )
         return selection, (run.own, selection) if run.memory is None else run.memory.table(selection, run.own)
-
-
-def _last(selection: Selection) -> Selection:
-    return Selection(selection.ids[:, -1:], selection.weights[:, -1:])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gca_lit.attention.base import Dims, LayerPlan, Past, RetrievalBackend, View
-from gca_lit.memory import ChunkMemory, Selection
+from gca_lit.memory import ChunkMemory, ChunkTable, Selection
 from gca_lit.model.block import Block, row_view
 from gca_lit.model.chunks import ChunkEncoder, EncodedChunks, Layout
 from gca_lit.model.group import Carried, Group, Run
@@ -50,7 +50,7 @@ class UpperHalf(nn.Module):
         numbers = sorted({p.group for p in plan if p.group is not None})
         self.dims, self.noisy = dims, attention.noise == "gumbel"
         self.shift = int(attention.landmark_reads == "own")
-        self.encoder = encoder
+        self.encoder, self.chunk_size = encoder, attention.chunk_size
         self.groups = nn.ModuleList()
         for number in numbers:
             layers = [block for block, p in zip(blocks, plan, strict=True) if p.group == number]
@@ -66,6 +66,10 @@ class UpperHalf(nn.Module):
     def no_selections(self, batch_size: int, like: Tensor) -> tuple[Carried, ...]:
         """Of each group, one entry with every slot empty."""
         return tuple(cast(Group, group).no_selection(batch_size, like) for group in self.groups)
+
+    def no_chunk(self, x: Tensor) -> ChunkTable:
+        """A table of none, of what becomes of x [B, R, M]."""
+        return self.encoder.nothing(x, self.chunk_size).table
 
     def forward(
         self,

@@ -1,0 +1,157 @@
+"""A function of tensors as one CUDA graph: the host starts it once, however many kernels it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from operator import is_
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+class Replayed:
+    """Calls `function`, and replays it as a CUDA graph once the same shapes come twice in a row.
+
+    Without gradients, on a CUDA device and with whole weights only; otherwise, and while shapes change, it is an
+    ordinary call. Results are copies: they never change afterwards.
+
+    Args:
+        function: of nested tuples of tensors, to nested tuples of tensors. What it does depends on their shapes alone;
+            it changes nothing, and on a CUDA device it does not wait for the device.
+        module: has all the weights that it reads. They may change, and be replaced.
+    """
+
+    def __init__(self, function: Callable[..., Any], module: nn.Module) -> None:
+        self._function, self._weights = function, Weights(module)
+        self._seen: Hashable = None
+        self._graph: Graph | None = None
+
+    def __call__(self, *inputs: Any) -> Any:
+        leaves: list[Any] = []
+        structure = _flatten(inputs, leaves)
+        if not _can_replay(leaves):
+            return self._function(*inputs)
+        key, seen = self._key(leaves, structure), self._seen
+        self._seen = key
+        if self._graph is None or self._graph.key != key:
+            if key is None or key != seen:
+                return self._function(*inputs)
+            self._graph = None  # gives its memory back first
+            self._graph = Graph.capture(self._function, key, leaves, structure)
+        return self._graph.replay(leaves)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a network, or a pickle of it, captures anew."""
+        return self.__dict__ | {"_seen": None, "_graph": None}
+
+    def _key(self, leaves: Sequence[Tensor], structure: Hashable) -> Hashable:
+        """What a graph is made for, or None where some weights are elsewhere."""
+        weights = self._weights.addresses()
+        if weights is None:
+            return None
+        device = leaves[0].device.type
+        cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        shapes = tuple([(x.shape, x.dtype, x.device) for x in leaves])
+        return structure, shapes, cast, torch.get_float32_matmul_precision(), weights
+
+
+class Weights:
+    """Where the parameters and buffers of a module lie."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._holders: list[dict[str, Any]] = []
+        self._held: list[Any] = []
+        self._tensors: list[Tensor] = []
+
+    def addresses(self) -> tuple[int, ...] | None:
+        """None where they are divided among processes."""
+        held = [one for holder in self._holders for one in holder.values()]
+        if not held or len(held) != len(self._held) or not all(map(is_, held, self._held)):
+            self._look()
+        if any([isinstance(weight, DTensor) for weight in self._tensors]):
+            return None
+        return tuple([weight.data_ptr() for weight in self._tensors])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_module": self._module, "_holders": [], "_held": [], "_tensors": []}
+
+    def _look(self) -> None:
+        every = [held for m in self._module.modules() for held in (m._parameters, m._buffers, m._modules)]
+        self._holders = [held for held in every if held]
+        self._held = [one for holder in self._holders for one in holder.values()]
+        self._tensors = [one for one in self._held if isinstance(one, Tensor)]
+
+
+class Graph(NamedTuple):
+    """One captured call: its key, the graph, and the tensors that it reads and writes."""
+
+    key: Hashable
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    structure: Any
+
+    @classmethod
+    def capture(cls, function: Callable[..., Any], key: Hashable, leaves: Sequence[Tensor], structure: Any) -> Graph:
+        """Inside of a graph nothing may be kept from call to call: autocast forgets its weights before and after."""
+        device = leaves[0].device
+        with torch.inference_mode(False):
+            inputs = _room(leaves)
+        _copy(inputs, leaves)
+        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            function(*_unflatten(structure, iter(inputs)))
+        current.wait_stream(stream)
+        graph, outputs = torch.cuda.CUDAGraph(), list[Tensor]()
+        torch.clear_autocast_cache()
+        try:
+            # other threads may make pinned memory meanwhile
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                given = _flatten(function(*_unflatten(structure, iter(inputs))), outputs)
+        finally:
+            torch.clear_autocast_cache()
+        return cls(key, graph, inputs, outputs, given)
+
+    def replay(self, leaves: Sequence[Tensor]) -> Any:
+        _copy(self.inputs, leaves)
+        self.graph.replay()
+        results = _room(self.outputs)
+        _copy(results, self.outputs)
+        return _unflatten(self.structure, iter(results))
+
+
+def _can_replay(leaves: Sequence[Any]) -> bool:
+    on_device = bool(leaves) and all([isinstance(x, Tensor) and x.is_cuda for x in leaves])
+    busy = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return on_device and not busy and not torch.cuda.is_current_stream_capturing()
+
+
+def _flatten(tree: Any, leaves: list[Any]) -> Any:
+    """Append what is no tuple in `tree` to `leaves` -> how it was nested."""
+    if isinstance(tree, tuple):
+        return type(tree), *[_flatten(part, leaves) for part in tree]
+    leaves.append(tree)
+    return None
+
+
+def _unflatten(structure: Any, leaves: Iterator[Any]) -> Any:
+    if structure is None:
+        return next(leaves)
+    kind, *parts = structure
+    made = [_unflatten(part, leaves) for part in parts]
+    return tuple(made) if kind is tuple else kind(*made)
+
+
+def _room(like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in like]
+
+
+def _copy(into: Sequence[Tensor], source: Sequence[Tensor]) -> None:
+    """Copy all tensors, those of a type in one launch."""
+    for dtype in {x.dtype for x in into}:
+        of_type = [at for at, x in enumerate(into) if x.dtype == dtype]
+        torch._foreach_copy_([into[at] for at in of_type], [source[at] for at in of_type], non_blocking=True)

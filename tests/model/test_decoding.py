@@ -1,0 +1,228 @@
+"""A token decoded by rows of constant shapes, replayed as CUDA graphs, equals the same token in an ordinary segment."""
+
+import copy
+from dataclasses import fields
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from gca_lit.memory import HostStore
+from gca_lit.model import replay
+from gca_lit.model.decoding import Decoding
+from tests.model.backends import BACKENDS, decoder, gca, tokens
+
+PROMPTS = {"short": [(2, "last")], "long": [(23, "none"), (20, "last")], "whole chunks": [(40, "all")]}
+
+
+def prompted(model, ids, prompt):
+    state, at = model.new_state(len(ids), HostStore()), 0
+    for size, read in prompt:
+        state, at = model(ids[:, at : at + size], state, read).state, at + size
+    return state, at
+
+
+def decoded(model, ids, state, at):
+    """Hidden states of the tokens from `at` on, the chunks selected for each chunk, and the last state."""
+    hidden, picked = [], {}
+    for token in range(at, ids.shape[1]):
+        step = model(ids[:, token : token + 1], state, "last")
+        state = step.state
+        hidden.append(step.hidden)
+        for number, selection in enumerate(step.selections):
+            for j in range(selection.ids.shape[1]):
+                picked[number, step.first_chunk + j] = selection.ids[:, j].cpu()
+    return torch.cat(hidden, 1), picked, state
+
+
+def tensors(state):
+    return [
+        x for field in fields(state) for x in tree_leaves(getattr(state, field.name)) if isinstance(x, torch.Tensor)
+    ]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("backend", [*BACKENDS, "chunks of one token"])
+@torch.no_grad()
+def test_rows_equal_segments(backend, prompt, monkeypatch):
+    model = decoder(BACKENDS.get(backend) or gca(chunk_size=1, window=4))
+    ids = tokens(70)
+    took = []
+    monkeypatch.setattr(Decoding, "step", lambda *a, step=Decoding.step: took.append(1) or step(*a))
+    hidden, picked, state = decoded(model, ids, *prompted(model, ids, PROMPTS[prompt]))
+    assert len(took) == hidden.shape[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoding, "takes", lambda *_: False)
+        expected, chosen, other = decoded(model, ids, *prompted(model, ids, PROMPTS[prompt]))
+    assert len(took) == hidden.shape[1]
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-9)
+    assert picked.keys() == chosen.keys() and all(torch.equal(picked[at], chosen[at]) for at in chosen)
+    for field in fields(state):
+        if field.name not in ("carried", "memory"):
+            got, wanted = getattr(state, field.name), getattr(other, field.name)
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_rows_that_wait_make_an_ordinary_segment(monkeypatch):
+    model, ids = decoder(gca()), tokens(12)
+    monkeypatch.setattr(Decoding, "step", None)
+    for size, read in ((5, "none"), (1, "none"), (6, "last")):
+        state, at = prompted(model, ids, [(size, read)])
+        if read == "none":
+            model(ids[:, at : at + 1], state, "last")
+        else:
+            model(ids[:, at : at + 1], state, "none")
+            with torch.enable_grad():
+                model(ids[:, at : at + 1], prompted(model, ids, [(size, read)])[0], "last")
+
+
+class Captures:
+    """Graphs without a device: each replay calls the function on what was captured."""
+
+    def __init__(self, monkeypatch):
+        self.made, self.replayed = 0, 0
+        monkeypatch.setattr(replay, "_can_replay", lambda leaves: True)
+        monkeypatch.setattr(replay.Graph, "capture", self.capture)
+
+    def capture(self, function, key, leaves, structure):
+        self.made += 1
+        captures = self
+
+        class Graph:
+            def __init__(self):
+                self.key = key
+
+            def replay(self, leaves):
+                captures.replayed += 1
+                return function(*replay._unflatten(structure, iter(leaves)))
+
+        return Graph()
+
+
+def test_the_second_call_of_a_kind_in_a_row_is_captured(monkeypatch):
+    captures, x, y = Captures(monkeypatch), torch.ones(2), torch.ones(3)
+    layer = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(3, 2)})
+    call = replay.Replayed(lambda pair: layer["a" if len(pair[0]) == 2 else "b"](pair[0]) + pair[1], layer)
+    counts = []
+    for z in (x, y, x, y, x, x, y, x, y, y, y):
+        torch.testing.assert_close(call((z, torch.ones(2))), layer["a" if len(z) == 2 else "b"](z) + 1)
+        counts.append((captures.made, captures.replayed))
+    assert counts == [(0, 0)] * 5 + [(1, 1), (1, 1), (1, 2), (1, 2), (2, 3), (2, 4)]
+
+
+@torch.no_grad()
+def test_other_weights_are_captured_anew_and_other_values_are_not(monkeypatch):
+    captures, x = Captures(monkeypatch), torch.ones(2)
+    layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    call = replay.Replayed(lambda x: layer(x), layer)
+
+    def replace_weight():
+        layer[0].weight = torch.nn.Parameter(torch.randn(2, 2))
+
+    def move():
+        layer.bfloat16().float()
+
+    def replace_part():
+        layer[0] = torch.nn.Linear(2, 2)
+
+    def change():
+        layer[0].weight.mul_(2)
+
+    made = 1
+    for act, new in ((lambda: None, 0), (replace_weight, 1), (move, 1), (replace_part, 1), (change, 0)):
+        act()
+        for _ in range(3):
+            torch.testing.assert_close(call(x), layer(x))
+        made += new
+        assert captures.made == made
+
+
+@torch.no_grad()
+def test_a_network_that_decoded_can_be_copied(monkeypatch):
+    model, ids = decoder(gca()), tokens(24, 1)
+    captures = Captures(monkeypatch)
+    expected = decoded(model, ids, *prompted(model, ids, [(16, "last")]))[0]
+    assert captures.made and captures.replayed
+    other = copy.deepcopy(model)
+    assert other.decoding.decoder is other
+    for weight in model.parameters():
+        weight.zero_()
+    torch.testing.assert_close(decoded(other, ids, *prompted(other, ids, [(16, "last")]))[0], expected)
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """Counts replays of graphs."""
+    calls = []
+    once = replay.Graph.replay
+    monkeypatch.setattr(replay.Graph, "replay", lambda *a: calls.append(1) or once(*a))
+    return calls
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.no_grad()
+def test_graphs_give_the_same_on_a_cuda_device(backend, autocast, monkeypatch, replays):
+    model, ids = decoder(BACKENDS[backend], torch.float32).cuda(), tokens(90).cuda()
+    with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        hidden, picked, _ = decoded(model, ids, *prompted(model, ids, [(40, "last")]))
+        assert bool(replays) == (backend != "full")
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoding, "takes", lambda *_: False)
+            expected, chosen, _ = decoded(model, ids, *prompted(model, ids, [(40, "last")]))
+    if not autocast:
+        assert all(torch.equal(picked[at], chosen[at]) for at in chosen)
+        torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-4)
+    else:  # a chunk may be another one where scores are close
+        assert (hidden - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["gca of two groups", "sliding_window"])
+@torch.no_grad()
+def test_compiled_layers_are_captured_too(backend, replays):
+    model, ids = decoder(BACKENDS[backend], torch.float32, width=128).cuda(), tokens(80).cuda()
+    expected = model(ids).hidden[:, 40:]
+    model.compile_parts()
+    hidden = decoded(model, ids, *prompted(model, ids, [(40, "last")]))[0]
+    assert replays
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-3)
+    torch._dynamo.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["gca of two groups", "sliding_window"])
+@torch.no_grad()
+def test_states_keep_what_they_hold_and_do_not_mix(backend, replays):
+    model = decoder(BACKENDS[backend], torch.float32).cuda()
+    texts = [tokens(90).cuda(), tokens(90).cuda().flip(1)]
+    expected = [model(ids).hidden[:, 40:] for ids in texts]
+    states = [prompted(model, ids, [(40, "last")])[0] for ids in texts]
+    hidden, held = ([], []), []
+    for at in range(40, 90):
+        for number, ids in enumerate(texts):
+            step = model(ids[:, at : at + 1], states[number], "last")
+            states[number] = step.state
+            hidden[number].append(step.hidden)
+            held.append((step, [x.clone() for x in (step.hidden, *tensors(step.state))]))
+    assert len(replays) > 80
+    for number in range(2):
+        torch.testing.assert_close(torch.cat(hidden[number], 1), expected[number], rtol=0, atol=1e-4)
+    for step, before in held:
+        assert all(map(torch.equal, (step.hidden, *tensors(step.state)), before))
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_training_in_between_is_seen(replays):
+    model, ids = decoder(gca(), torch.float32).cuda(), tokens(70).cuda()
+    for _ in range(2):
+        expected = model(ids).hidden[:, 40:]
+        hidden = decoded(model, ids, *prompted(model, ids, [(40, "last")]))[0]
+        torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-4)
+        for weight in model.parameters():
+            weight.mul_(0.9)
+    assert replays
