@@ -1,7 +1,8 @@
 """Selection of chunks: one function for training, prefill and decoding.
 
 Scores that choose are as exact as products in fp32 without TF32, and are taken block by block of landmarks, so that
-nothing of size Q x N is held. Weights are a softmax over the scores of the chosen, taken again with gradient.
+nothing of size Q x N is held. Weights are a softmax over the scores of the chosen, taken again where they have a
+gradient, noise, or more than fp32.
 """
 
 from __future__ import annotations
@@ -93,7 +94,11 @@ def select(
                 scores = scores.masked_fill_(other, -torch.inf)
             best = torch.cat((best, _candidates(scores, chunks, top_k)), -1).topk(top_k, -1).values
     ids = torch.where(best == NOTHING, -1, LOW_BITS - (best & LOW_BITS))
-    return Selection(ids, _weights(queries, keys, ids))
+    if noise is None and queries.dtype != torch.float64 and not torch.is_grad_enabled():
+        scores = _score(best)
+    else:
+        scores = _chosen_scores(queries, keys, ids)
+    return Selection(ids, _softmax(scores, ids >= 0))
 
 
 def _asked(queries: Tensor, keys: Tensor) -> Tensor:
@@ -147,14 +152,22 @@ def _order(scores: Tensor, chunks: Tensor) -> Tensor:
     return (bits << 32) | (LOW_BITS - chunks)
 
 
-def _weights(queries: Tensor, keys: Sequence[Tensor], ids: Tensor) -> Tensor:
-    """Softmax over the scores of the chosen; zero in empty slots, also where all are empty."""
+def _score(order: Tensor) -> Tensor:
+    """The scores in keys of `_order`."""
+    bits = order >> 32
+    return (bits ^ ((bits >> 63) & 0x7FFFFFFF)).int().view(torch.float32)
+
+
+def _chosen_scores(queries: Tensor, keys: Sequence[Tensor], ids: Tensor) -> Tensor:
+    """Scores of chunks `ids` [B, Q, K], in fp32 or wider."""
     wide = torch.promote_types(queries.dtype, torch.float32)
     with _full_fp32(queries.device):
-        scores = (queries.to(wide)[:, :, None] * _pick(keys, ids).to(wide)).sum(-1)
-    filled = ids >= 0
-    scores = scores.masked_fill(~filled, torch.finfo(wide).min / 2)
-    return scores.softmax(-1) * filled
+        return (queries.to(wide)[:, :, None] * _pick(keys, ids).to(wide)).sum(-1)
+
+
+def _softmax(scores: Tensor, filled: Tensor) -> Tensor:
+    """Over the filled slots; zero in empty ones, also where all are empty."""
+    return scores.masked_fill(~filled, torch.finfo(scores.dtype).min / 2).softmax(-1) * filled
 
 
 def _pick(keys: Sequence[Tensor], ids: Tensor) -> Tensor:
