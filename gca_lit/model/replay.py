@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -96,24 +97,20 @@ class Graph(NamedTuple):
 
     @classmethod
     def capture(cls, function: Callable[..., Any], key: Hashable, leaves: Sequence[Tensor], structure: Any) -> Graph:
-        """Inside of a graph nothing may be kept from call to call: autocast forgets its weights before and after."""
         device = leaves[0].device
         with torch.inference_mode(False):
             inputs = _room(leaves)
         _copy(inputs, leaves)
         stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            function(*_unflatten(structure, iter(inputs)))
-        current.wait_stream(stream)
         graph, outputs = torch.cuda.CUDAGraph(), list[Tensor]()
-        torch.clear_autocast_cache()
-        try:
+        with _no_cast_kept():
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):  # compiles what it has to, and makes room for the libraries
+                function(*_unflatten(structure, iter(inputs)))
+            current.wait_stream(stream)
             # other threads may make pinned memory meanwhile
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 given = _flatten(function(*_unflatten(structure, iter(inputs))), outputs)
-        finally:
-            torch.clear_autocast_cache()
         return cls(key, graph, inputs, outputs, given)
 
     def replay(self, leaves: Sequence[Tensor]) -> Any:
@@ -122,6 +119,17 @@ class Graph(NamedTuple):
         results = _room(self.outputs)
         _copy(results, self.outputs)
         return _unflatten(self.structure, iter(results))
+
+
+@contextmanager
+def _no_cast_kept() -> Iterator[None]:
+    """Autocast casts weights at every use: a graph neither reads what it cast before nor leaves anything behind."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
 def _can_replay(leaves: Sequence[Any]) -> bool:

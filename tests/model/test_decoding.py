@@ -151,6 +151,17 @@ def test_a_network_that_decoded_can_be_copied(monkeypatch):
     torch.testing.assert_close(decoded(other, ids, *prompted(other, ids, [(16, "last")]))[0], expected)
 
 
+@pytest.mark.parametrize("backend", ["gca of two groups", "sliding_window"])
+@torch.no_grad()
+def test_compiled_rows_are_the_same(backend):
+    model, ids = decoder(BACKENDS[backend]), tokens(34, 1)
+    expected = model(ids).hidden[:, 20:]
+    model.compile_parts("aot_eager")
+    hidden = decoded(model, ids, *prompted(model, ids, [(20, "last")]))[0]
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-9)
+    torch._dynamo.reset()
+
+
 @pytest.fixture
 def replays(monkeypatch):
     """Counts replays of graphs."""
