@@ -60,14 +60,11 @@ class ChunkMemory:
         renumbered = torch.where(old, slot, torch.where(ids < 0, ids, ids - self.count + U))
         return own, Selection(renumbered, selection.weights)
 
-    def fetch(self, selection: Selection, like: ChunkTable) -> tuple[ChunkTable, Selection]:
+    def fetch(self, selection: Selection) -> tuple[ChunkTable, Selection]:
         """The chunks of one entry [B, 1, K], all of them kept here, as a table of K in the order of the slots; any
-        chunk where a slot is empty. `like` is a table of none. Nothing waits for the device that the store does not."""
+        chunk where a slot is empty. At least one chunk is kept. Nothing waits for the device unless the store does."""
         ids = selection.ids[:, 0]
-        if self.count:
-            table = ChunkTable(*(part.contiguous() for part in self.store.read(ids.clamp(min=0))))
-        else:
-            table = ChunkTable(*(part.new_zeros(*ids.shape, *part.shape[2:]) for part in like))
+        table = ChunkTable(*(part.contiguous() for part in self.store.read(ids.clamp(min=0))))
         slot = torch.arange(ids.shape[1], device=ids.device)
         return table, Selection(torch.where(ids < 0, -1, slot)[:, None], selection.weights)
 

@@ -191,7 +191,7 @@ class Decoder(nn.Module):
             raise ValueError("the state keeps no chunks: make it with a store, new_state(batch_size, HostStore())")
         layout = Layout(state.position, tokens.shape[1], self.attention.chunk_size)
         wanted = _wanted(read, layout.tokens)
-        if given and self.decoding.takes(layout, wanted, state):
+        if given and noise is None and self.decoding.takes(layout, wanted, state):
             return Step(*self.decoding.step(tokens, state, layout))
 
         x = self.embed(tokens)

@@ -107,11 +107,10 @@ class Decoding:
         upper, memory = cast(UpperHalf, self.decoder.upper), state.memory
         assert memory is not None
         x, done, carried = state.deferred, [], []
-        like = upper.no_chunk(x)
         serving = state.carried if upper.shift else self._fetched(state)
         for group, replayed, pasts, before in zip(upper.groups, self._rows, state.upper, serving, strict=True):
             made = cast(Group, group).select(x, memory.landmarks(), chunk)
-            after = Carried(made, memory.fetch(made, like))
+            after = Carried(made, memory.fetch(made))
             x, pasts = replayed(x, row, pasts, (after if upper.shift else before).fetched)
             done.append(pasts)
             carried.append(after)
@@ -119,13 +118,17 @@ class Decoding:
 
     def _fetched(self, state: ModelState) -> tuple[Carried, ...]:
         """What serves the next row of each group, with its chunks."""
-        if all(one.fetched for one in state.carried):
-            return state.carried
-        memory, like = state.memory, cast(UpperHalf, self.decoder.upper).no_chunk(state.pending)
+        upper, memory = cast(UpperHalf, self.decoder.upper), state.memory
         assert memory is not None
-        return tuple(
-            one if one.fetched else Carried(one.selection, memory.fetch(one.selection, like)) for one in state.carried
-        )
+
+        def with_chunks(one: Carried) -> Carried:
+            if one.fetched:
+                return one
+            if memory.count:
+                return Carried(one.selection, memory.fetch(one.selection))
+            return Carried(one.selection, (upper.blank(state.pending, one.selection.ids.shape[2]), one.selection))
+
+        return tuple(map(with_chunks, state.carried))
 
 
 def _both(before: Selection, made: Selection) -> Selection:

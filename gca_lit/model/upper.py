@@ -67,9 +67,10 @@ class UpperHalf(nn.Module):
         """Of each group, one entry with every slot empty."""
         return tuple(cast(Group, group).no_selection(batch_size, like) for group in self.groups)
 
-    def no_chunk(self, x: Tensor) -> ChunkTable:
-        """A table of none, of what becomes of x [B, R, M]."""
-        return self.encoder.nothing(x, self.chunk_size).table
+    def blank(self, x: Tensor, chunks: int) -> ChunkTable:
+        """A table of `chunks` that nobody selects, like those that become of x [B, R, M]."""
+        none = self.encoder.nothing(x, self.chunk_size).table
+        return ChunkTable(*(part.new_zeros(len(part), chunks, *part.shape[2:]) for part in none))
 
     def forward(
         self,
