@@ -115,9 +115,11 @@ def _scores(asked: Tensor, keys: Sequence[Tensor], queries: int) -> Tensor:
     """
     if asked.dtype == torch.bfloat16:
         products = [torch.bmm(asked, part.transpose(1, 2), out_dtype=torch.float32) for part in keys]
-        return torch.cat(products, -1).unflatten(1, (-1, queries)).sum(1)
-    pieces = [piece for part in keys for piece in part.split(LANDMARKS_AT_ONCE, 1)]
-    return torch.cat([asked @ piece.float().transpose(1, 2) for piece in pieces], -1)
+    else:
+        pieces = [piece for part in keys for piece in part.split(LANDMARKS_AT_ONCE, 1)]
+        products = [asked @ piece.float().transpose(1, 2) for piece in pieces]
+    scores = torch.cat(products, -1) if len(products) > 1 else products[0]
+    return scores if asked.shape[1] == queries else scores.unflatten(1, (-1, queries)).sum(1)
 
 
 def bf16_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
