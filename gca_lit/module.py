@@ -106,12 +106,7 @@ class CausalLM(NetworkModule):
         return predictions(self, batch, self.predict_segment, self.store, decode)
 
     def configure_optimizers(self) -> Any:
-        named = list(self._decoder.named_parameters())
-        groups = [
-            {"params": [p for _, p in named if p.ndim >= 2]},
-            {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = self.optimizer(groups)
+        optimizer = self.optimizer(self._decoder.parameter_groups())
         max_steps = self.trainer.max_steps
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(self.schedule.factor, max_steps=max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

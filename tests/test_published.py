@@ -35,8 +35,14 @@ def test_rows_of_a_published_model_are_of_this_very_file(model):
     assert rows and {row["checkpoint_sha256"] for row in rows} == {digest}
 
 
-def test_the_page_of_language_models_has_the_tables_of_its_rows(tmp_path):
-    runs = [DOCS / "results" / "lm_25m_window_512" / run for run in ("gca", "gca_offset", "sliding_window", "full")]
-    perplexity_report.main([*map(str, runs), "--output", str(tmp_path)])
+@pytest.mark.parametrize(
+    "folder, runs",
+    [
+        ("lm_25m_window_512", ("gca", "gca_offset", "sliding_window", "full")),
+        ("lm_25m_window_128", ("gca", "gca_2_groups", "gca_k16", "sliding_window")),
+    ],
+)
+def test_the_page_of_language_models_has_the_tables_of_its_rows(folder, runs, tmp_path):
+    perplexity_report.main([*(str(DOCS / "results" / folder / run) for run in runs), "--output", str(tmp_path)])
     made = (tmp_path / "perplexity.md").read_text(encoding="utf-8")
     assert made in (DOCS / "results" / "lm.md").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +139,16 @@ class Decoder(nn.Module):
         for part in self._parts():
             fully_shard(part, mesh=mesh)
         fully_shard(self, mesh=mesh)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for an optimizer: matrices, embeddings (the output head is one), and vectors, which do not decay."""
+        named = dict(self.named_parameters())
+        tables = {"embed.weight", "head.weight"}
+        return [
+            {"name": "matrices", "params": [p for name, p in named.items() if p.ndim >= 2 and name not in tables]},
+            {"name": "embeddings", "params": [p for name, p in named.items() if name in tables]},
+            {"name": "vectors", "params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0},
+        ]
 
     def new_state(self, batch_size: int, store: ChunkStore | None) -> ModelState:
         """The state of inputs that have not begun. `store` is emptied; without one no chunk is kept."""

@@ -6,6 +6,7 @@ from gca_lit.tasks.metrics import wilson
 from gca_lit.tasks.needles import MultiKey, MultiQuery
 from gca_lit.tasks.passkey import SingleNeedle
 from gca_lit.tasks.perplexity import Perplexity
+from gca_lit.tasks.recitation import Recitation
 
 __all__ = [
     "Encode",
@@ -15,6 +16,7 @@ __all__ = [
     "MultiKey",
     "MultiQuery",
     "Perplexity",
+    "Recitation",
     "SingleNeedle",
     "Task",
     "VariableTracking",
