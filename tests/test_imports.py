@@ -24,6 +24,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"lightning", "numpy", "pyarrow", "tokenizers", "torch", "tqdm"},
     ),
     "gca_lit.schedule": (set(), set()),
+    "gca_lit.muon": (set(), {"torch"}),
     "gca_lit.arguments": (set(), set()),
     "gca_lit.results": ({"gca_lit.whole_file"}, set()),
     "gca_lit.host_memory": (set(), set()),

@@ -109,7 +109,8 @@ class ArrowDataModule(LightningDataModule):
         self._progress: Progress | None = None
         self._loaders: list[Batches] = []
         self._rows = RowMaker(mixture, row_tasks, seed ^ _ROWS)
-        self._rows.check_length(min(length for _, length in self._stages))
+        for _, length in self._stages:
+            self._rows.check_length(length)
 
     @property
     def stage_length(self) -> int:

@@ -88,7 +88,7 @@ class BlockRows(Dataset[Made]):
         made = Made(ids, None, numbers, np.full(len(ids), -1), None)
         if self.reset_at_document:
             made = self._with_documents(made, starts)
-        if self.rows.mixture.text < 1:
+        if self.rows.mixture.has_tasks:
             made = self._with_tasks(made)
         return _with_blanks(made, blank) if blank.any() else made
 
