@@ -22,7 +22,7 @@ demo: $(ENVIRONMENT)
 	$(call train_and_evaluate,gca,)
 	$(call train_and_evaluate,sliding_window,--config configs/demo/sliding_window.yaml)
 	$(call train_and_evaluate,full,--config configs/demo/full.yaml)
-	@$(PY) -m gca_lit.plots $(DEMO)/gca $(DEMO)/sliding_window $(DEMO)/full --output $(DEMO)
+	@$(PY) -m gca_lit.results.plots $(DEMO)/gca $(DEMO)/sliding_window $(DEMO)/full --output $(DEMO)
 	@cat $(DEMO)/seconds.txt
 	@echo "2048 x 2048 matrix product: $$($(PY) -m timeit -s 'import torch; x = torch.rand(2048, 2048)' 'x @ x')"
 	@echo "table: $(DEMO)/table.md, picture: $(DEMO)/accuracy_by_length.png"

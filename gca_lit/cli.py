@@ -37,7 +37,8 @@ from gca_lit.callbacks import (
     SkipNonFinite,
     Throughput,
 )
-from gca_lit.checkpointing import WholeCheckpointIO, check_checkpoint, is_remote, newest
+from gca_lit.checkpoints.files import WholeCheckpointIO, check_checkpoint, is_remote, newest
+from gca_lit.checkpoints.weights import SUFFIX
 from gca_lit.data.datamodule import ArrowDataModule
 from gca_lit.exits import MISTAKES, TRACEBACK, end, lost
 from gca_lit.module import CausalLM
@@ -45,7 +46,6 @@ from gca_lit.parsing import Parser, Refused, make, make_optimizer
 from gca_lit.run_directory import KeepConfig, RunLock
 from gca_lit.trainer import GeneratingTrainer
 from gca_lit.usage import UsageError, load_yaml
-from gca_lit.weights_file import SUFFIX
 
 WORDS = ("last", "best", "hpc", "registry")
 """What --ckpt_path takes beside a path."""

@@ -12,14 +12,14 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from gca_lit.answers import AnswerCounts
-from gca_lit.architecture import architecture, refuse_other_architecture, refuse_other_tokenizer
 from gca_lit.attention.base import AttentionBackend
+from gca_lit.checkpoints.architecture import architecture, refuse_other_architecture, refuse_other_tokenizer
+from gca_lit.checkpoints.warm_start import warm_start
 from gca_lit.memory import ChunkStore, HostStore
 from gca_lit.model import DecoderConfig, RowLoss, chunked_cross_entropy
 from gca_lit.network import NetworkModule
 from gca_lit.schedule import Schedule
 from gca_lit.scoring import predictions
-from gca_lit.warm_start import warm_start
 
 _PAPER_SIZE = DecoderConfig()
 _COSINE = Schedule()

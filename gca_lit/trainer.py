@@ -21,12 +21,12 @@ from gca_lit.callbacks.begun import Begun
 from gca_lit.callbacks.graceful_stop import GracefulStop
 from gca_lit.data.datamodule import ArrowDataModule
 from gca_lit.data.tokenizers import Tokenizer
-from gca_lit.generation import Sampling, check_length, generate, read
+from gca_lit.generation.prompting import encode_prompt
+from gca_lit.generation.sampling import Sampling, check_length, generate, read
+from gca_lit.generation.saved_state import check_new, identity, load, save, saved_tokens
+from gca_lit.generation.text_stream import TextStream, text_of, until_stop
 from gca_lit.model import ModelState
 from gca_lit.module import CausalLM
-from gca_lit.prompting import encode_prompt
-from gca_lit.saved_state import check_new, identity, load, save, saved_tokens
-from gca_lit.text_stream import TextStream, text_of, until_stop
 
 T = TypeVar("T")
 CONTEXT = 16

@@ -1,6 +1,6 @@
 """A row of a results file, for tests of tables and pictures."""
 
-from gca_lit.results import Row
+from gca_lit.results.file import Row
 from gca_lit.tasks.metrics import wilson
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gca_lit import perplexity_report
-from gca_lit.results import ResultsFile
-from gca_lit.tables import summary, table, tell_tasks_apart
+from gca_lit.results import perplexity_report
+from gca_lit.results.file import ResultsFile
+from gca_lit.results.tables import summary, table, tell_tasks_apart
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLES = {
@@ -21,7 +21,7 @@ TABLES = {
 def test_tables_are_those_of_their_rows(rows):
     made = summary(tell_tasks_apart(ResultsFile(DOCS / rows).rows))
     for page in TABLES[rows]:
-        assert made in (DOCS / page).read_text(encoding="utf-8"), f"make the table of {page} anew: gca_lit.plots {rows}"
+        assert made in (DOCS / page).read_text(encoding="utf-8"), f"make the table of {page} anew, of {rows}"
 
 
 def test_the_demo_page_has_every_row():

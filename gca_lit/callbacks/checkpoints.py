@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from gca_lit.checkpointing import LAST, is_remote
+from gca_lit.checkpoints.files import LAST, is_remote
 from gca_lit.whole_file import PART, NotSaved
 
 KEPT = 2

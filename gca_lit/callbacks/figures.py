@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from gca_lit import plots
+from gca_lit.results import plots
 
 
 def show(trainer: Trainer, name: str, path: Path, step: int) -> None:

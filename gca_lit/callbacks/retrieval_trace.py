@@ -9,13 +9,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from gca_lit import trace_page
 from gca_lit.callbacks.figures import show
 from gca_lit.callbacks.occasions import AtEvaluation, sharded
 from gca_lit.callbacks.rows import shared_columns
 from gca_lit.memory.base import ChunkStore
 from gca_lit.memory.host_store import HostStore
-from gca_lit.selections import refuse_without_retrieval, trace
+from gca_lit.trace import page as trace_page
+from gca_lit.trace.selections import refuse_without_retrieval, trace
 
 
 class RetrievalTrace(AtEvaluation):

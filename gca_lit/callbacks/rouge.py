@@ -12,10 +12,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torchmetrics.functional.text.rouge import rouge_score
 
 from gca_lit.callbacks.occasions import AtEvaluation, sharded
-from gca_lit.generation import Sampling, check_length, generate, read
+from gca_lit.generation.sampling import Sampling, check_length, generate, read
 from gca_lit.memory.base import ChunkStore
 from gca_lit.memory.host_store import HostStore
-from gca_lit.results import ResultsFile
+from gca_lit.results.file import ResultsFile
 
 KEYS = ("rouge1", "rouge2", "rougeL")
 

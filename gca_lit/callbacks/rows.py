@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from gca_lit import provenance
-from gca_lit.results import Row
+from gca_lit.results.file import Row
 
 
 def shared_columns(trainer: Trainer, model: Any, data: Any, loaded_step: int | None) -> Row:

@@ -12,10 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gca_lit.callbacks.occasions import EverySteps
-from gca_lit.generation import Sampling, check_length, generate, read
+from gca_lit.generation.sampling import Sampling, check_length, generate, read
 from gca_lit.memory.base import ChunkStore
 from gca_lit.memory.host_store import HostStore
-from gca_lit.results import ResultsFile
+from gca_lit.results.file import ResultsFile
 
 SEGMENT = 16_384
 """Text tokens of a prompt in one forward."""

@@ -13,13 +13,13 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from gca_lit import plots
 from gca_lit.callbacks.budget import GIB, device_bytes, free_host_bytes, shortage
 from gca_lit.callbacks.figures import show
 from gca_lit.callbacks.occasions import sharded
 from gca_lit.callbacks.rows import shared_columns, summary
 from gca_lit.callbacks.tally import Tally
-from gca_lit.results import ResultsFile, Row, latest
+from gca_lit.results import plots
+from gca_lit.results.file import ResultsFile, Row, latest
 
 if TYPE_CHECKING:
     from gca_lit.memory.base import ChunkStore

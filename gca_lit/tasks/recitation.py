@@ -48,9 +48,7 @@ class Recitation(Task):
     def row(self, length: int, index: int, text: Tensor) -> Episode:
         self.check_length(length)
         if text.shape != (length,):
-            raise ValueError(
-                f"{self.name}: a row of {length} tokens needs text of that shape, not {tuple(text.shape)}."
-            )
+            raise ValueError(f"{self.name}: a row of {length} tokens needs as much text, not {tuple(text.shape)}.")
         rng = self.rng("row", length, index)
         tokens, half = text.clone(), length // 2
         targets = torch.full((length,), IGNORED, dtype=torch.int64)

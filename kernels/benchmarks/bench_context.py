@@ -8,10 +8,10 @@ of that file, and prints their table; --plot does that alone. Models are those o
 weights and tokens are random, for speed does not depend on them. Precision is that of bf16-mixed, with the parts
 compiled.
 
-A context is read by `gca_lit.generation.read`, which only writes memory before the last segment: first into an empty
-store, which allocates in passing, then ("again") into the slabs it kept. Between the two, contexts up to --full_up_to
-are read with every output computed. Then tokens are generated greedily, each of which waits for the device. Tokens are
-text tokens, GB = 1e9 bytes. Peaks of device memory hold the weights.
+A context is read by `gca_lit.generation.sampling.read`, which only writes memory before the last segment: first into
+an empty store, which allocates in passing, then ("again") into the slabs it kept. Between the two, contexts up to
+--full_up_to are read with every output computed. Then tokens are generated greedily, each of which waits for the
+device. Tokens are text tokens, GB = 1e9 bytes. Peaks of device memory hold the weights.
 Landmarks are the part of the state that grows with the context: their GB are those in use, the state's those allocated.
 """
 
@@ -29,7 +29,7 @@ from torch import Tensor
 
 import command
 from context_figure import draw, table
-from gca_lit.generation import Sampling, generate, read
+from gca_lit.generation.sampling import Sampling, generate, read
 from gca_lit.memory import ChunkStore, DeviceStore, HostStore
 from gca_lit.model import ModelState
 from gca_lit.module import CausalLM

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gca_lit.plots import pyplot, short_length
+from gca_lit.results.plots import pyplot, short_length
 from report import about, read
 
 Row = dict[str, str]

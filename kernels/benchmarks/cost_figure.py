@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gca_lit.plots import pyplot, short_length
+from gca_lit.results.plots import pyplot, short_length
 from report import about, read
 
 Row = dict[str, str]

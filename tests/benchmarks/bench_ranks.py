@@ -41,8 +41,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from gca_lit import provenance
-from gca_lit.plots import pyplot
-from gca_lit.results import ResultsFile, Row
+from gca_lit.results.file import ResultsFile, Row
+from gca_lit.results.plots import pyplot
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ("configs/base.yaml", "configs/model/paper.yaml", "configs/attention/gca.yaml", "configs/data/books.yaml")

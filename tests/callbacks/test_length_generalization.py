@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gca_lit.callbacks import LengthGeneralization, sweep
-from gca_lit.results import Row
+from gca_lit.results.file import Row
 from tests.callbacks.counting_fakes import FakeData, FakeModule, trainer
 
 FILE = "length_generalization.jsonl"

@@ -9,9 +9,9 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
+from gca_lit.checkpoints.weights import write_weights
 from gca_lit.cli import main
 from gca_lit.module import CausalLM
-from gca_lit.weights_file import write_weights
 
 Refused = Callable[..., str]
 
@@ -33,7 +33,10 @@ Refused = Callable[..., str]
             "no class Nope; gca_lit has FullAttention, GroupedCrossAttention, SlidingWindow",
         ),
         (["--model.store", "Nope"], "no class Nope; gca_lit has DeviceStore, DiskStore, HostStore"),
-        (["--data.tasks", "[Nope]"], "gca_lit has MultiHop, MultiKey, MultiQuery, Perplexity, SingleNeedle, Variable"),
+        (
+            ["--data.tasks", "[Nope]"],
+            "MultiHop, MultiKey, MultiQuery, Perplexity, Recitation, SingleNeedle, Variable",
+        ),
         (["--trainer.callbacks+=Nope"], "RetrievalProbe, RetrievalTrace, Rouge, Samples, SkipNonFinite, Throughput"),
         (["--data.tasks", "MultiKey"], "data.tasks: expected a list, such as [MultiKey], got MultiKey"),
         (["--data.tasks", "{class_path: MultiKey}"], "expected a list, such as [{'class_path': 'MultiKey'}]"),

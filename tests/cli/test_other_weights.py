@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gca_lit.export import main as export
+from gca_lit.checkpoints.export import main as export
 
 TENSOR = "network.lower.0.mlp.gate_up.weight"
 SHARED = "network.embed.weight"

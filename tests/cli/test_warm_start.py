@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gca_lit.checkpointing import read_checkpoint
-from gca_lit.export import main as export
+from gca_lit.checkpoints.export import main as export
+from gca_lit.checkpoints.files import read_checkpoint
 
 
 def test_another_chunk_size_is_told_and_trained(run, run_dir: Path, tmp_path: Path):

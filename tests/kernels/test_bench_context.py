@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "kernels" / "benchmarks"))
 
 import bench_context
 from context_figure import relative
-from gca_lit.generation import Sampling, generate, read
+from gca_lit.generation.sampling import Sampling, generate, read
 from gca_lit.memory import DeviceStore, HostStore
 from origin import append
 from report import read as read_rows

@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).parents[2] / "kernels" / "benchmarks"))
 
 import bench_context
-from gca_lit.architecture import architecture
+from gca_lit.checkpoints.architecture import architecture
 from gca_lit.cli import CLI, Begun
 from gca_lit.usage import load_yaml
 from recipe import recipe_model, sliding_window

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gca_lit.checkpointing import WholeCheckpointIO, check_checkpoint, damage, newest
+from gca_lit.checkpoints.files import WholeCheckpointIO, check_checkpoint, damage, newest
 from gca_lit.cli import main
 from gca_lit.whole_file import NotSaved
 from tests.resume.conftest import Run, fault

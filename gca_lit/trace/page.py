@@ -12,10 +12,10 @@ from typing import IO, Any
 
 import torch
 
-from gca_lit import plots
-from gca_lit.selections import Trace, measure
-from gca_lit.trace_script import SCRIPT
-from gca_lit.trace_template import TEMPLATE
+from gca_lit.results import plots
+from gca_lit.trace.script import SCRIPT
+from gca_lit.trace.selections import Trace, measure
+from gca_lit.trace.template import TEMPLATE
 from gca_lit.whole_file import WholeFile, saving
 
 BINS = 600

@@ -8,8 +8,8 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from gca_lit.architecture import differences, refuse_other_tokenizer
-from gca_lit.checkpointing import read_checkpoint
+from gca_lit.checkpoints.architecture import differences, refuse_other_tokenizer
+from gca_lit.checkpoints.files import read_checkpoint
 from gca_lit.network import NetworkModule
 
 
@@ -19,7 +19,7 @@ def warm_start(model: NetworkModule, path: Path, tokenizer: str | None, architec
     Settings that shape no weights, such as the chunk size, may differ: the differences are told, and training adapts.
 
     Args:
-        tokenizer, architecture: those of this run, see `gca_lit.architecture`.
+        tokenizer, architecture: those of this run, see `gca_lit.checkpoints.architecture`.
 
     Returns:
         the longest row, in text tokens, that the weights were trained on.

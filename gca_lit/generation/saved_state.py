@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gca_lit.architecture import architecture
+from gca_lit.checkpoints.architecture import architecture
 from gca_lit.memory import ChunkMemory, ChunkStore, ChunkTable, Selection
 from gca_lit.model import ModelState
 from gca_lit.model.group import Carried

@@ -23,12 +23,12 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from gca_lit import requirements as check
 from gca_lit.arguments import Arguments
+from gca_lit.doctor import requirements as check
+from gca_lit.doctor.requirements import GPU, Finding, Machine, Software
 from gca_lit.host_memory import available_bytes, total_bytes
-from gca_lit.requirements import GPU, Finding, Machine, Software
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(args: list[str] | None = None) -> int:
@@ -95,7 +95,7 @@ def look(flags: list[str], length: int | None) -> Iterator[Finding]:
     if flags and broken:
         yield Finding("configuration", "FAIL", "was not looked at", "mend the packages first")
     elif flags:
-        from gca_lit.rehearsal import rehearse
+        from gca_lit.doctor.rehearsal import rehearse
 
         yield from rehearse(flags, length, software, machine)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gca_lit.results import Row
+from gca_lit.results.file import Row
 from gca_lit.tasks.metrics import wilson
 
 

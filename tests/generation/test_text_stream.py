@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gca_lit.data.tokenizers import ByteTokenizer, FileTokenizer
-from gca_lit.text_stream import UNKNOWN, TextStream, text_of, until_stop
+from gca_lit.generation.text_stream import UNKNOWN, TextStream, text_of, until_stop
 
 TEXT = "naïve 漢字 and 🙂🙃, e\u0301 \u2013 \u05d0\u05d1. The end"
 

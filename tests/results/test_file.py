@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gca_lit import provenance
-from gca_lit.results import ResultsFile, latest, read_results
+from gca_lit.results.file import ResultsFile, latest, read_results
 
 POINT = {"task": "a", "placement": "end", "eval_length": 64, "depth": None, "checkpoint_sha256": "x", "seed": 0}
 

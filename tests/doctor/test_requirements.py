@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from gca_lit import requirements as check
-from gca_lit.requirements import GIB, GPU, MIB, Finding, Folder, Machine, Needs, Software
+from gca_lit.doctor import requirements as check
+from gca_lit.doctor.requirements import GIB, GPU, MIB, Finding, Folder, Machine, Needs, Software
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 SOFTWARE = Software(
     python="3.12.4",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from gca_lit import trace_page
-from gca_lit.selections import Trace, measure
+from gca_lit.trace import page as trace_page
+from gca_lit.trace.selections import Trace, measure
 from gca_lit.whole_file import NotSaved, WholeFile
 from tests.browser import BROWSER, Page, browser
 

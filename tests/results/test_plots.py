@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gca_lit import plots
+from gca_lit.results import plots
 from tests.result_rows import row
 
 

@@ -1,4 +1,4 @@
-"""Publish the weights of a checkpoint: `python -m gca_lit.export CHECKPOINT --output FILE.safetensors`.
+"""Publish the weights of a checkpoint: `python -m gca_lit.checkpoints.export CHECKPOINT --output FILE.safetensors`.
 
 validate, test, predict, generate and model.init_from take the file in the place of a checkpoint; training cannot go on
 from it, for it has nothing of the optimizer.
@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from gca_lit.arguments import Arguments, said
-from gca_lit.checkpointing import read_checkpoint
-from gca_lit.weights_file import SUFFIX, write_weights
+from gca_lit.checkpoints.files import read_checkpoint
+from gca_lit.checkpoints.weights import SUFFIX, write_weights
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Arguments(prog="python -m gca_lit.export", description="Publish the weights of a checkpoint.")
+    parser = Arguments(prog="python -m gca_lit.checkpoints.export", description="Publish the weights of a checkpoint.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--output", type=Path, required=True, help=f"new {SUFFIX} file")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gca_lit.attention import FullAttention
-from gca_lit.generation import Sampler, Sampling, check_length, generate, read
+from gca_lit.generation.sampling import Sampler, Sampling, check_length, generate, read
 from gca_lit.memory import HostStore
 from gca_lit.model import DecoderConfig
 from gca_lit.module import CausalLM

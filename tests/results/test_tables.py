@@ -2,7 +2,7 @@
 
 import pytest
 
-from gca_lit import tables
+from gca_lit.results import tables
 from gca_lit.tasks.metrics import wilson
 from tests.result_rows import row
 

@@ -17,13 +17,14 @@ import yaml
 from jsonargparse import set_loader
 from torch import Tensor
 
-from gca_lit import provenance, trace_page
+from gca_lit import provenance
 from gca_lit.arguments import Arguments, line, said
 from gca_lit.callbacks.budget import free_host_bytes, shortage
 from gca_lit.cli import MISTAKES, Begun
 from gca_lit.data.tokenizers import Tokenizer
-from gca_lit.rehearsal import Rehearsal
-from gca_lit.selections import refuse_without_retrieval, trace
+from gca_lit.doctor.rehearsal import Rehearsal
+from gca_lit.trace import page as trace_page
+from gca_lit.trace.selections import refuse_without_retrieval, trace
 from gca_lit.usage import UsageError, load_yaml
 
 

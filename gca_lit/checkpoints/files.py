@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from gca_lit.weights_file import SUFFIX, read_weights
+from gca_lit.checkpoints.weights import SUFFIX, read_weights
 from gca_lit.whole_file import WholeFile, is_full, saving
 
 LAST = "last-step=*.ckpt"

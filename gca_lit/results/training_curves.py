@@ -1,4 +1,4 @@
-"""Training loss against the tokens seen: `python -m gca_lit.training_curves RUN_DIR... --output PNG`."""
+"""Training loss against the tokens seen: `python -m gca_lit.results.training_curves RUN_DIR... --output PNG`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from gca_lit.arguments import Arguments, said
-from gca_lit.plots import colors_of, pyplot, title
+from gca_lit.results.plots import colors_of, pyplot, title
 from gca_lit.whole_file import saving
 
 Points = list[tuple[float, float]]  # tokens seen, loss in nats a token
@@ -64,7 +64,7 @@ def draw(losses: Mapping[str, Points], path: str | Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Arguments(prog="python -m gca_lit.training_curves", description="Training loss by tokens.")
+    parser = Arguments(prog="python -m gca_lit.results.training_curves", description="Training loss by tokens.")
     parser.add_argument("run_dir", nargs="+", type=Path, help="folder of a run, by whose name it is called")
     parser.add_argument("--output", type=Path, default=Path("training_loss.png"), help="the picture")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Pictures of length_generalization.jsonl; with tables: `python -m gca_lit.plots RUN_DIR... --output DIR`."""
+"""Pictures of length_generalization.jsonl; with tables: `python -m gca_lit.results.plots RUN_DIR... --output DIR`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gca_lit.arguments import Arguments, said
-from gca_lit.results import Row, latest, read_results
-from gca_lit.tables import missing, pool_depths, short_length, summary, table, tell_tasks_apart
+from gca_lit.results.file import Row, latest, read_results
+from gca_lit.results.tables import missing, pool_depths, short_length, summary, table, tell_tasks_apart
 from gca_lit.whole_file import saving
 
 COLORS = {"gca": "#0b6e99", "full": "#c0504d", "sliding_window": "#7f7f7f"}
@@ -89,7 +89,7 @@ def accuracy_by_length(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Arguments(prog="python -m gca_lit.plots", description="Compare runs by evaluation length.")
+    parser = Arguments(prog="python -m gca_lit.results.plots", description="Compare runs by evaluation length.")
     parser.add_argument("run", nargs="+", type=Path, help="folder with a results file, or a results file")
     parser.add_argument(
         "--output",

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gca_lit import trace as command
 from gca_lit.attention import FullAttention, GroupedCrossAttention
 from gca_lit.callbacks import RetrievalTrace
 from gca_lit.cli import main as run_cli
@@ -16,9 +15,10 @@ from gca_lit.data.tokenizers import ByteTokenizer
 from gca_lit.memory import HostStore
 from gca_lit.model import DecoderConfig
 from gca_lit.module import CausalLM
-from gca_lit.selections import chunk_texts, find_references, measure, measure_references, trace
+from gca_lit.trace import __main__ as command
+from gca_lit.trace.selections import chunk_texts, find_references, measure, measure_references, trace
 from tests.cli.conftest import TINY
-from tests.test_trace_page import IDS, WEIGHTS, found, page_data
+from tests.trace.test_page import IDS, WEIGHTS, found, page_data
 
 SIZE = DecoderConfig(width=16, heads=2, kv_heads=2, layers=3, mlp_width=16)
 decode = ByteTokenizer().decode

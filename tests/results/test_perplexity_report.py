@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from gca_lit import perplexity_report, training_curves
-from gca_lit.perplexity_report import compare, table
+from gca_lit.results import perplexity_report, training_curves
+from gca_lit.results.perplexity_report import compare, table
 
 PLACE = {"hardware": "a GPU", "versions": {"torch": "2"}, "commit": "abc"}
 

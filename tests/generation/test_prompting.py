@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gca_lit import prompting
 from gca_lit.data.tokenizers import ByteTokenizer
-from gca_lit.prompting import encode_prompt
+from gca_lit.generation import prompting
+from gca_lit.generation.prompting import encode_prompt
 
 TEXT = "Zeile für Zeile\n漢字\n\n  eingerückt\n" * 9 + "ohne Ende 🙂"
 

@@ -13,11 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gca_lit import doctor, rehearsal
 from gca_lit.callbacks import budget
-from gca_lit.requirements import GIB, GPU, Finding
+from gca_lit.doctor import __main__ as doctor
+from gca_lit.doctor import rehearsal
+from gca_lit.doctor.requirements import GIB, GPU, Finding
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")
 
 # --- the facts ---

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gca_lit import saved_state
 from gca_lit.attention import FullAttention
+from gca_lit.generation import saved_state
+from gca_lit.generation.saved_state import CHUNKS, LANDMARKS, RECORD, REST, identity, load, save, saved_tokens
 from gca_lit.memory import DeviceStore, DiskStore, HostStore
-from gca_lit.saved_state import CHUNKS, LANDMARKS, RECORD, REST, identity, load, save, saved_tokens
 from gca_lit.whole_file import NotSaved, WholeFile
+from tests.generation.test_sampling import network
 from tests.model.backends import BACKENDS, gca, tokens
-from tests.test_generation import network
 
 STORES = {"host": HostStore, "device": DeviceStore, "disk": DiskStore}
 

@@ -14,13 +14,13 @@ import yaml
 from jsonargparse import set_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from gca_lit import requirements as check
 from gca_lit.callbacks.budget import SHARE_OF_HOST, shortage
 from gca_lit.callbacks.occasions import sharded
 from gca_lit.cli import CLI, MISTAKES, Begun
 from gca_lit.data.shards import read_manifest
 from gca_lit.data.stream import PREFETCH
-from gca_lit.requirements import Finding, Folder, Machine, Needs, Software
+from gca_lit.doctor import requirements as check
+from gca_lit.doctor.requirements import Finding, Folder, Machine, Needs, Software
 from gca_lit.usage import load_yaml
 
 REMEDY = "mend this setting: fit refuses it too"

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gca_lit.checkpointing import WholeCheckpointIO, check_checkpoint, read_checkpoint
-from gca_lit.export import main
-from gca_lit.weights_file import read_weights
+from gca_lit.checkpoints.export import main
+from gca_lit.checkpoints.files import WholeCheckpointIO, check_checkpoint, read_checkpoint
+from gca_lit.checkpoints.weights import read_weights
 
 ABOUT = {"train_length": 512, "tokenizer": "byte", "architecture": {"decoder.layers": 3}}
 

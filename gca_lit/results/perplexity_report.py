@@ -1,4 +1,4 @@
-"""Language models side by side: `python -m gca_lit.perplexity_report RUN_DIR... --output DIR`.
+"""Language models side by side: `python -m gca_lit.results.perplexity_report RUN_DIR... --output DIR`.
 
 Of each results file, which all run directories must have, a Markdown table and a panel of a figure: perplexity behind
 each left context, or by position where whole passages were scored (`scored: null`). Runs are called as their folders.
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gca_lit.arguments import Arguments, said
-from gca_lit.plots import colors_of, pyplot, title
-from gca_lit.results import Row, read_results
-from gca_lit.tables import missing, short_length
+from gca_lit.results.file import Row, read_results
+from gca_lit.results.plots import colors_of, pyplot, title
+from gca_lit.results.tables import missing, short_length
 from gca_lit.whole_file import saving
 
 Runs = dict[str, list[Row]]  # the rows of each run
@@ -100,7 +100,7 @@ def picture(comparisons: Sequence[Comparison], path: str | Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Arguments(prog="python -m gca_lit.perplexity_report", description="Compare language models.")
+    parser = Arguments(prog="python -m gca_lit.results.perplexity_report", description="Compare language models.")
     parser.add_argument("run_dir", nargs="+", type=Path, help="folder of a run, by whose name it is called")
     parser.add_argument(
         "--output", type=Path, default=Path(), help="where perplexity.md and perplexity.png go (default: here)"

@@ -1,0 +1,1 @@
+"""Checkpoints and weights as files: written whole, checked, published, started from."""

@@ -1,0 +1,1 @@
+"""Whether gca_lit, and a configuration of it, can work on a machine."""

@@ -1,0 +1,1 @@
+"""Text continued by a model: prompts, sampling, and states that are kept on disk."""
