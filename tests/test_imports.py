@@ -27,9 +27,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "gca_lit.muon": (set(), {"torch"}),
     "gca_lit.arguments": (set(), set()),
     "gca_lit.host_memory": (set(), set()),
+    "gca_lit.units": (set(), set()),
     "gca_lit.whole_file": (set(), set()),
     "gca_lit.provenance": (set(), {"torch"}),
-    "gca_lit.results": ({"gca_lit.arguments", "gca_lit.tasks.metrics", "gca_lit.whole_file"}, {"matplotlib"}),
+    "gca_lit.results": (
+        {"gca_lit.arguments", "gca_lit.tasks.metrics", "gca_lit.units", "gca_lit.whole_file"},
+        {"matplotlib"},
+    ),
     "gca_lit.scoring": ({"gca_lit.memory.base", "gca_lit.tasks.base"}, {"torch"}),
     "gca_lit.trace": (
         {"gca_lit.memory.base", "gca_lit.results.plots", "gca_lit.scoring", "gca_lit.whole_file"},
@@ -88,11 +92,12 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
             "gca_lit.scoring",
             "gca_lit.tasks",
             "gca_lit.trace",
+            "gca_lit.units",
             "gca_lit.whole_file",
         },
         {"lightning", "torch", "torchmetrics"},
     ),
-    "gca_lit.doctor.requirements": (set(), {"packaging"}),
+    "gca_lit.doctor.requirements": ({"gca_lit.units"}, {"packaging"}),
 }
 FREE = {
     "gca_lit",

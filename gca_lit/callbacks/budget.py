@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gca_lit.host_memory import available_bytes
+from gca_lit.units import size
 
 if TYPE_CHECKING:
     from gca_lit.memory.base import ChunkStore
 
-GIB = 1 << 30
 SHARE_OF_HOST = 0.8
 
 
@@ -38,19 +38,19 @@ def shortage(
         return f"max_length: this backend takes at most {model.max_length:,} tokens, not {length:,}"
     needs = model.kv_bytes(length, batch_size)
     held = {"host": 0, "device": needs["state"], "disk": 0}
-    for tier, size in store.needs(needs["store"]).items():
-        held[tier] += size
+    for tier, more in store.needs(needs["store"]).items():
+        held[tier] += more
     if device.type == "cpu":
         held["host"] += held.pop("device")
     if host is not None and ranks * held["host"] > host:
-        return f"needs {ranks * held['host'] / GIB:.1f} GiB of host memory, has {host / GIB:.1f} GiB"
+        return f"needs {size(ranks * held['host'])} of host memory, has {size(host)}"
     if held["disk"]:
         folder = store.directory  # type: ignore[attr-defined]
         free = shutil.disk_usage(folder).free
         if ranks * held["disk"] > free:
-            return f"needs {ranks * held['disk'] / GIB:.1f} GiB of disk, {folder} has {free / GIB:.1f} GiB free"
+            return f"needs {size(ranks * held['disk'])} of disk, {folder} has {size(free)} free"
     if device.type == "cuda":
         total = device_bytes(device)
         if held["device"] > total:
-            return f"needs {held['device'] / GIB:.1f} GiB of device memory, has {total / GIB:.1f} GiB"
+            return f"needs {size(held['device'])} of device memory, has {size(total)}"
     return None

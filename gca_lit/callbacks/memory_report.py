@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-GIB = 1 << 30
+from gca_lit.units import GIB
 
 
 class MemoryReport(Callback):

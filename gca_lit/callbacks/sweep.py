@@ -13,13 +13,14 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from gca_lit.callbacks.budget import GIB, device_bytes, free_host_bytes, shortage
+from gca_lit.callbacks.budget import device_bytes, free_host_bytes, shortage
 from gca_lit.callbacks.figures import show
 from gca_lit.callbacks.occasions import sharded
 from gca_lit.callbacks.rows import shared_columns, summary
 from gca_lit.callbacks.tally import Tally
 from gca_lit.results import plots
 from gca_lit.results.file import ResultsFile, Row, latest
+from gca_lit.units import size
 
 if TYPE_CHECKING:
     from gca_lit.memory.base import ChunkStore
@@ -181,7 +182,7 @@ class Sweep:
             reduce = self.trainer.strategy.reduce
             tally.reduce(lambda tensor, op: reduce(tensor.to(self.device), reduce_op=op))
         if tally.largest["out_of_memory"]:
-            return Tally(), f"needs more device memory than there is, {device_bytes(self.device) / GIB:.1f} GiB"
+            return Tally(), f"needs more device memory than there is, {size(device_bytes(self.device))}"
         done = int(tally.sums["n"])
         if done < point.n:
             return tally, f"the {self.plan.max_seconds:g} s of this length ran out after {done} of {point.n} episodes"

@@ -21,6 +21,7 @@ from gca_lit.data.shards import read_manifest
 from gca_lit.data.stream import PREFETCH
 from gca_lit.doctor import requirements as check
 from gca_lit.doctor.requirements import Finding, Folder, Machine, Needs, Software
+from gca_lit.units import size
 from gca_lit.usage import load_yaml
 
 REMEDY = "mend this setting: fit refuses it too"
@@ -92,7 +93,7 @@ def check_data(data: Any) -> Iterator[Finding]:
     for split, path in data.paths.items():
         if path is not None and not refused:
             held = read_manifest(Path(path))
-            stored = check.size(sum(file["bytes"] for file in held["files"]))
+            stored = size(sum(file["bytes"] for file in held["files"]))
             yield Finding(f"data.{split}", "ok", f"{held['tokens']:,} tokens in {path}, {stored}")
 
 
@@ -112,7 +113,7 @@ def find_needs(cli: Any, length: int | None, machine: Machine) -> Needs:
     if host is None and machine.available is not None:
         host = int(machine.available * SHARE_OF_HOST)
     device, ranks = trainer.strategy.root_device, trainer.num_devices
-    held = {part: check.size(count) for part, count in model.kv_bytes(tokens, episodes).items()}
+    held = {part: size(count) for part, count in model.kv_bytes(tokens, episodes).items()}
 
     saving = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
     kept = sum(one.save_top_k + (2 if one.save_last else 0) + 1 for one in saving)  # one is being written

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gca_lit.units import MIB, size
+
 Status = Literal["ok", "warn", "FAIL"]
-GIB, MIB = 1 << 30, 1 << 20
 MALICIOUS = ("2.6.2", "2.6.3")
 """Releases of lightning that steal credentials when they are imported."""
 INSTALL = "activate the environment of gca_lit, or install it as README.md says"
@@ -126,10 +127,6 @@ class Needs:
 def normalized(name: str) -> str:
     """A name in small letters, with one - for every run of separators."""
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def size(count: float) -> str:
-    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / MIB:,.1f} MiB"
 
 
 def judge(check: str, found: str, trouble: Status | bool, remedy: str) -> Finding:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gca_lit.results.file import Row
 from gca_lit.tasks.metrics import wilson
+from gca_lit.units import size
 
 
 def tell_tasks_apart(rows: Sequence[Row]) -> list[Row]:
@@ -75,7 +76,7 @@ def table(rows: Sequence[Row]) -> str:
             partial = " (partial)" if row["status"] == "partial" else ""
             speed = f"{row['tokens_per_second']:,.0f}" if row["tokens_per_second"] else ""
             device = row["peak_device_bytes"] or row["state_bytes"]
-            sizes = " | ".join(_size(size) for size in (device, row["host_bytes"], row["disk_bytes"]))
+            sizes = " | ".join(size(held) for held in (device, row["host_bytes"], row["disk_bytes"]))
             result = f"{score} | {row['n']}{partial} | {interval} | {speed} | {sizes} |"
         where = f"| {row['task']} | {row['placement'] or ''} | {row['eval_length']:,} | {row['factor']:g} "
         lines.append(f"{where}| {row['backend']} | {result}")
@@ -120,12 +121,3 @@ def short_length(length: int) -> str:
 def missing(row: Row) -> str:
     """Why a row has no number, in a word."""
     return "max_length" if (row["reason"] or "").startswith("max_length") else str(row["status"])
-
-
-def _size(held: int) -> str:
-    size, unit = float(held), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.{0 if unit == 'B' else 1}f} {unit}"

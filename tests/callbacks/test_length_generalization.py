@@ -122,7 +122,11 @@ def test_spent_seconds_skip_the_other_points_of_the_length(tmp_path):
 def test_skipped_for_host_memory(tmp_path):
     short, long = validate(tmp_path, max_host_bytes=100 << 20)
     assert short["status"] == "done"  # 3 episodes x 16 tokens x 1 MiB
-    assert (long["status"], long["n"], long["reason"]) == ("skipped", 0, "needs 0.1 GiB of host memory, has 0.1 GiB")
+    assert (long["status"], long["n"], long["reason"]) == (
+        "skipped",
+        0,
+        "needs 128.0 MiB of host memory, has 100.0 MiB",
+    )
 
 
 def test_skipped_beyond_max_length(tmp_path):

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gca_lit.callbacks.budget import GIB, free_host_bytes, shortage
+from gca_lit.callbacks.budget import free_host_bytes, shortage
 from gca_lit.callbacks.tally import Tally
 from gca_lit.memory import DeviceStore, DiskStore, HostStore
 from gca_lit.scoring import Retrieved, Score
 from gca_lit.tasks.base import Episode
+from gca_lit.units import GIB
 from tests.callbacks.counting_fakes import FakeModule
 
 EPISODE = Episode(torch.zeros(90), torch.zeros(90), ((23, 27),), asked=65, answer=(81, 84), depth=0.3, distance=54)

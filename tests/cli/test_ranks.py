@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from gca_lit.callbacks import LengthGeneralization
-from gca_lit.callbacks.budget import GIB
 from gca_lit.callbacks.sweep import Sweep
 from gca_lit.memory import HostStore
+from gca_lit.units import GIB
 from tests.benchmarks import bench_ranks
 from tests.callbacks.counting_fakes import FakeData, FakeModule
 

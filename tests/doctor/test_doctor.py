@@ -16,7 +16,8 @@ import torch
 from gca_lit.callbacks import budget
 from gca_lit.doctor import __main__ as doctor
 from gca_lit.doctor import rehearsal
-from gca_lit.doctor.requirements import GIB, GPU, Finding
+from gca_lit.doctor.requirements import GPU, Finding
+from gca_lit.units import GIB
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -138,8 +139,8 @@ def test_text_says_the_same(command: Command, demo: list[str], capsys: pytest.Ca
 @pytest.mark.parametrize(
     "flags, name, words",
     [
-        (["--length", "10_000_000_000_000"], "evaluation", "GiB of host memory, has"),
-        (["--length_generalization.max_host_bytes", "1_000_000"], "evaluation", "GiB of host memory, has"),
+        (["--length", "10_000_000_000_000"], "evaluation", "of host memory, has"),
+        (["--length_generalization.max_host_bytes", "1_000_000"], "evaluation", "of host memory, has"),
         (["--model.attentoin", "x"], "configuration", "did you mean model.attention?"),
         (["--model.decoder.width", "15"], "configuration", "width 15 is not a multiple of heads 2"),
         (["--data.align", "8"], "configuration", "set data.align to 16"),

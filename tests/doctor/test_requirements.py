@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from gca_lit.doctor import requirements as check
-from gca_lit.doctor.requirements import GIB, GPU, MIB, Finding, Folder, Machine, Needs, Software
+from gca_lit.doctor.requirements import GPU, Finding, Folder, Machine, Needs, Software
+from gca_lit.units import GIB, MIB
 
 ROOT = Path(__file__).parents[2]
 
