@@ -79,11 +79,12 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(first, grads, 1 - beta1)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
-        for p, mean, square in zip(params, first, second, strict=True):
-            step = self.state[p].setdefault("step", torch.zeros(()))
-            step += 1
-            below = (square / (1 - beta2**step)).sqrt() + group["eps"]
-            p.addcdiv_(mean / (1 - beta1**step), below, value=-group["lr"])
+        steps = [self.state[p].setdefault("step", torch.zeros(())) for p in params]
+        torch._foreach_add_(steps, 1)
+        below = torch._foreach_div(second, [1 - beta2 ** float(step) for step in steps])
+        torch._foreach_sqrt_(below)
+        torch._foreach_add_(below, group["eps"])
+        torch._foreach_addcdiv_(params, first, below, [-group["lr"] / (1 - beta1 ** float(step)) for step in steps])
 
     def _states(self, params: list[Tensor], name: str) -> list[Tensor]:
         """Of each parameter; zeros at first."""
