@@ -35,7 +35,16 @@ def hidden_and_gradients(decoder, tokens):
     return [hidden, loss.nll, loss.correct, *(p.grad for p in decoder.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize(("backend", "checkpointing"), [*((name, False) for name in BACKENDS), ("gca", True)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("backend", "checkpointing"),
+    [
+        *(pytest.param(name, False, marks=SLOW if name == "gca_triton" else ()) for name in BACKENDS),
+        pytest.param("gca", True, marks=SLOW),
+    ],
+)
 def test_training_is_the_same_at_two_lengths(backend, checkpointing):
     plain, compiled = network(backend, checkpointing), network(backend, checkpointing)
     compiled.compile_parts("aot_eager")
