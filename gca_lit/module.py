@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from gca_lit.answers import AnswerCounts
 from gca_lit.attention.base import AttentionBackend
 from gca_lit.checkpoints.architecture import architecture, refuse_other_architecture, refuse_other_tokenizer
+from gca_lit.checkpoints.optimizer import (
+    Settings,
+    keep_settings,
+    number_by_parameters,
+    refuse_other_optimizer,
+    settings_of,
+)
 from gca_lit.checkpoints.warm_start import warm_start
 from gca_lit.memory import ChunkStore, HostStore
 from gca_lit.model import DecoderConfig, RowLoss, chunked_cross_entropy
@@ -67,6 +75,8 @@ class CausalLM(NetworkModule):
         self.init_from = init_from
         self.train_length = 0
         """The longest row, in text tokens, that the weights were trained on; kept in checkpoints."""
+        self._optimizer_settings: Settings = []
+        self._trained_with: str | None = None
         self.val_nll = MeanMetric()
         self._answers = AnswerCounts()
 
@@ -75,8 +85,15 @@ class CausalLM(NetworkModule):
         return self._answers.take(self.trainer.datamodule.task_names)  # type: ignore[attr-defined]
 
     def on_fit_start(self) -> None:
+        refuse_other_optimizer(self._trained_with, self.trainer.optimizers[0])
         if self.init_from is not None and self.trainer.ckpt_path is None:
             self.train_length = warm_start(self, Path(self.init_from), self.tokenizer, self._architecture())
+
+    def on_train_start(self) -> None:
+        """A run that goes on has the momenta of its checkpoint and the settings of its own."""
+        if self.trainer.ckpt_path is not None:
+            scheduler = cast(LambdaLR, self.lr_schedulers())
+            keep_settings(self.trainer.optimizers[0], scheduler, self._optimizer_settings)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self._loss(batch, noise=batch.rows + self._noise_offset())
@@ -108,7 +125,8 @@ class CausalLM(NetworkModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self._decoder.parameter_groups())
         max_steps = self.trainer.max_steps
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(self.schedule.factor, max_steps=max_steps))
+        scheduler = LambdaLR(optimizer, partial(self.schedule.factor, max_steps=max_steps))
+        self._optimizer_settings = settings_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -116,7 +134,10 @@ class CausalLM(NetworkModule):
             "train_length": self.train_length,
             "tokenizer": self.tokenizer,
             "architecture": self._architecture(),
+            "optimizer": type(self.trainer.optimizers[0]).__name__ if self.trainer.optimizers else None,
         }
+        for state, optimizer in zip(checkpoint.get("optimizer_states", ()), self.trainer.optimizers, strict=False):
+            number_by_parameters(state, optimizer, self.parameters())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("gca_lit")
@@ -127,7 +148,7 @@ class CausalLM(NetworkModule):
         if "state_dict" in checkpoint:  # weights in shards are not read as a whole
             path = None if self._trainer is None else self.trainer.ckpt_path
             self.refuse_other_weights(checkpoint["state_dict"], str(path or "the checkpoint"))
-        self.train_length = saved["train_length"]
+        self.train_length, self._trained_with = saved["train_length"], saved.get("optimizer")
 
     def _architecture(self) -> dict[str, Any]:
         return architecture(self.attention, self.config, self.vocab_size)

@@ -30,7 +30,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled, relative to lr.
         iterations: of Newton-Schulz.
 
-    Raises ValueError for parameters that FSDP has divided.
+    Raises ValueError for settings that mean nothing, and for parameters that FSDP has divided.
     """
 
     def __init__(
@@ -43,6 +43,15 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         iterations: int = 5,
     ) -> None:
+        if lr < 0 or weight_decay < 0 or eps <= 0 or iterations < 1:
+            raise ValueError(
+                "Muon: lr and weight_decay must not be negative, eps must be positive and iterations at least 1, got "
+                f"{lr}, {weight_decay}, {eps} and {iterations}"
+            )
+        if not all(0 <= share < 1 for share in (momentum, *betas)):
+            raise ValueError(
+                f"Muon: momentum and betas must be at least 0 and below 1, got {momentum} and {list(betas)}"
+            )
         defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults | {"iterations": iterations})
         if any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):

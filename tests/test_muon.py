@@ -80,6 +80,15 @@ def test_singular_values_become_nearly_one():
         assert values.min() > 0.6 and values.max() < 1.3
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"lr": -1.0}, {"weight_decay": -0.1}, {"eps": 0.0}, {"iterations": 0}, {"momentum": 1.0}, {"betas": (1.5, 0.9)}],
+)
+def test_settings_that_mean_nothing_are_refused(settings):
+    with pytest.raises(ValueError, match=f"Muon: .*{next(iter(settings))}"):
+        Muon(groups(), **settings)
+
+
 def test_divided_matrices_are_refused(monkeypatch):
     monkeypatch.setattr(muon, "DTensor", torch.nn.Parameter)
     with pytest.raises(

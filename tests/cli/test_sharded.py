@@ -66,6 +66,25 @@ def test_training_is_that_of_one_process(tiny: str, tmp_path: Path, run_dir: Pat
 
 
 @pytest.mark.slow
+def test_going_on_from_one_process(tiny: str, tmp_path: Path, run_dir: Path) -> None:
+    """Both kinds of checkpoint number the parameters of the optimizer alike, so that momenta find them."""
+    steps = ["--trainer.limit_val_batches", "0", "--trainer.max_steps"]
+    batch = ["--data.batch_size", "4"]
+    for root in (tmp_path / "one", run_dir):
+        here = [*batch, "--trainer.default_root_dir", str(root), "--model.schedule.decay", "none"]
+        first = command("fit", "--config", tiny, *here, *steps, "2")
+        assert first.returncode == 0, first.stderr
+    last = ["--model.schedule.decay", "none", "--ckpt_path", "last", *steps, "4"]
+    alone = command("fit", "--config", tiny, *batch, "--trainer.default_root_dir", str(tmp_path / "one"), *last)
+    assert alone.returncode == 0, alone.stderr
+    both = command("fit", "--config", tiny, "--config", sharded(tmp_path, "2", "1"), *last)
+    assert both.returncode == 0, both.stderr
+    expected, got = weights(tmp_path / "one"), weights(run_dir)
+    for name, weight in got.items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_a_mesh_that_leaves_rows_undivided_is_refused(tiny: str, tmp_path: Path) -> None:
     done = command("fit", "--config", tiny, "--config", sharded(tmp_path, "1", "2"))
     assert done.returncode != 0
