@@ -30,8 +30,9 @@ class Mixture:
 
     def __post_init__(self) -> None:
         lengths = [length for length, _ in self._shares]
-        if not lengths or any(a >= b for a, b in pairwise(lengths)):
-            raise ValueError(f"mixture.text must name row lengths that grow, not {self.text}")
+        if not lengths or lengths[0] < 0 or any(a >= b for a, b in pairwise(lengths)):
+            example = "such as [[512, 0.0], [4096, 0.9]]"
+            raise ValueError(f"mixture.text must be a share, or name row lengths that grow, {example}, not {self.text}")
         if not all(0 <= share <= 1 for _, share in self._shares):
             raise ValueError(f"mixture.text is a share of the rows, 0 to 1, not {self.text}")
         if any(weight < 0 for weight in (self.weights or {}).values()):

@@ -45,8 +45,8 @@ def test_the_share_of_text_may_grow_with_the_rows(mark_task: Task) -> None:
     short = RowMaker(Mixture(text=[(1, 1.0), (8, 0.0)]), [bound(mark_task)], 1)
     short.check_length(7)  # text
     assert short(3, torch.arange(8))[2] == -1 and short(3, torch.arange(9))[2] == 0
-    for table in ([], [(8, 0.5), (8, 1.0)], [(8, 0.5), (4, 1.0)]):
-        with pytest.raises(ValueError, match=r"mixture\.text must name row lengths that grow"):
+    for table in ([], [(-5, 0.1)], [(8, 0.5), (8, 1.0)], [(8, 0.5), (4, 1.0)]):
+        with pytest.raises(ValueError, match=r"mixture\.text must be a share, or name row lengths that grow"):
             Mixture(text=table)
     with pytest.raises(ValueError, match=r"mixture\.text is a share of the rows"):
         Mixture(text=[(8, 0.5), (16, 1.5)])
