@@ -1,7 +1,8 @@
 """Selection of chunks: one function for training, prefill and decoding.
 
-Scores that choose are as exact as products in fp32 without TF32, and are taken block by block of landmarks, so that
-nothing of size Q x N is held. Weights are a softmax over the scores of the chosen, taken again where they have a
+Scores that choose have errors like those of products in fp32 without TF32, and are taken block by block of landmarks,
+so that nothing of size Q x N is held.
+Weights are a softmax over the scores of the chosen, taken again where they have a
 gradient, noise, or more than fp32.
 """
 

@@ -6,16 +6,16 @@
 
 Trains four times with `lightning_cli.py fit`, from one seed and on the same rows: `one` device that accumulates the
 batches of all; one that takes them as one batch, and so differs from the first by `rounding` alone; `ddp`; `fsdp`
-(FSDP2). `--ways` names some of them: `--ways one rounding` needs one device only. Each ends with a validation and a
-sweep of a few episodes at 1 and 4 times the training length. What stands behind `--` goes to all. By default the model
-has the paper's size and reads books.
+(FSDP2). `--ways` names some of them, and `one` is always made: `--ways rounding` needs one device only. Each ends with
+a validation and a sweep of a few episodes at 1 and 4 times the training length. What stands behind `--` goes to all. By
+default the model has the paper's size and reads books.
 
 Appends a line for each run to DIR/ranks.jsonl, and draws the losses in DIR/ranks.png:
 
 losses: of every optimizer step, the mean over all rows of all devices.
-loss_difference: the largest of a step, relative to the loss of the first run.
+loss_difference: the largest of a step, relative to the loss of one device.
 tokens_per_second: of all devices together, the median of the rates that `Throughput` logs, without the first sixth of
-    them; `speedup` is relative to the first run.
+    them; `speedup` is relative to one device.
 tokens: trained on in all, the same for all runs.
 evaluation: the rows of the sweep.
 """
@@ -173,7 +173,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of ranks.jsonl and ranks.png")
-    parser.add_argument("--ways", nargs="+", choices=TITLES, default=[*TITLES], help="how to train (default: all)")
+    parser.add_argument("--ways", nargs="+", choices=TITLES, default=[*TITLES], help="beside one device (default: all)")
     parser.add_argument("--devices", type=int, default=2, help="of DDP and FSDP2 (default: 2)")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps, at least 10 (default: 60)")
     parser.add_argument("--batch_size", type=int, default=4, help="rows of a batch on each device (default: 4)")
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configs = [part for path in options.config for part in ("--config", path)]
     rows: list[Row] = []
     for name, way in ways(options.devices, options.batch_size).items():
-        if name not in options.ways:
+        if name not in ("one", *options.ways):
             continue
         row = fit([*configs, *flags_of(way, options)])
         one = rows[0] if rows else row
