@@ -154,6 +154,7 @@ class RetrievalBackend(AttentionBackend):
     encoder_layers: int
     landmark_reads: Literal["previous", "own"]
     noise: Literal["gumbel", "none"]
+    smear_keys: bool = False
     free_settings = ("window", "max_length", "top_k", "noise", "impl")
 
     def index(self, table: ChunkTable, selection: Selection) -> Any:

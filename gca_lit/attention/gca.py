@@ -36,6 +36,8 @@ class GroupedCrossAttention(RetrievalBackend):
         residual: "bypass" shows what was read to the MLP alone, "add" adds it to the residual stream.
         softmax_offset: n in exp(s) / (n + sum exp(s)) inside a chunk; 1 lets a row read nothing.
         landmark_reads: selection that serves a landmark's own row: the one its block has ("previous"), or its "own".
+        smear_keys: move each key of a chunk towards that of the token before it, by a learned share per key/value head
+            (see `model.chunks.Smear`): a row that asks for a token then reads the one behind it.
         noise: Gumbel noise on the scores while choosing, in training only.
         impl: implementation of the attention operation.
     """
@@ -55,6 +57,7 @@ class GroupedCrossAttention(RetrievalBackend):
         residual: Residual = "bypass",
         softmax_offset: float = 0.0,
         landmark_reads: Literal["previous", "own"] = "previous",
+        smear_keys: bool = False,
         noise: Literal["gumbel", "none"] = "gumbel",
         impl: Literal["auto", "reference", "triton"] = "auto",
     ) -> None:
@@ -77,7 +80,7 @@ class GroupedCrossAttention(RetrievalBackend):
         self.groups, self.lower_layers, self.encoder_layers = groups, lower_layers, encoder_layers
         self.score, self.retrieval_width, self.residual = score, retrieval_width, residual
         self.softmax_offset, self.landmark_reads = softmax_offset, landmark_reads
-        self.noise, self.impl = noise, impl
+        self.smear_keys, self.noise, self.impl = smear_keys, noise, impl
 
     def plan(self, layers: int) -> tuple[LayerPlan, ...]:
         lower = layers // 2 if self.lower_layers is None else self.lower_layers

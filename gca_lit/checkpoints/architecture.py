@@ -35,9 +35,13 @@ def differences(saved: dict[str, Any], running: dict[str, Any]) -> list[str]:
         )
     return [
         f"{key}: {saved.get(key, nothing)} in the checkpoint, {running.get(key, nothing)} in this run"
-        for key in sorted(saved.keys() | running.keys())
-        if saved.get(key, nothing) != running.get(key, nothing)
+        for key in unlike(saved, running)
     ]
+
+
+def unlike(saved: dict[str, Any], running: dict[str, Any]) -> list[str]:
+    """Names of the settings that are not the same in both; a switch that one of them does not name is off."""
+    return [key for key in sorted(saved.keys() | running.keys()) if saved.get(key, False) != running.get(key, False)]
 
 
 def refuse_other_tokenizer(saved: str | None, running: str | None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gca_lit.checkpoints.architecture import architecture
+from gca_lit.checkpoints.architecture import architecture, unlike
 from gca_lit.memory import ChunkMemory, ChunkStore, ChunkTable, Selection
 from gca_lit.model import ModelState
 from gca_lit.model.group import Carried
@@ -82,8 +82,7 @@ def load(directory: Path, model: CausalLM, store: ChunkStore, made_with: dict[st
     saved = record["made_with"]
     different = [
         f"{key}: {saved.get(key, 'nothing')} in the state, {made_with.get(key, 'nothing')} in this run"
-        for key in sorted(saved.keys() | made_with.keys())
-        if saved.get(key) != made_with.get(key)
+        for key in unlike(saved, made_with)
     ]
     if different:
         raise ValueError(f"the state in {directory} was made with something else; {'; '.join(different)}")

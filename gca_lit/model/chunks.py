@@ -109,10 +109,17 @@ class ChunkEncoder(nn.Module):
         layers: encoder layers.
         landmark_key: encoded landmark -> retrieval key.
         kv_dtype: type in which K, V and landmarks are kept and read; None for the type K and V are computed in.
+        smear_keys: smear the keys, before their norm.
     """
 
     def __init__(
-        self, dims: Dims, mlp_width: int, layers: int, landmark_key: nn.Module, kv_dtype: torch.dtype | None
+        self,
+        dims: Dims,
+        mlp_width: int,
+        layers: int,
+        landmark_key: nn.Module,
+        kv_dtype: torch.dtype | None,
+        smear_keys: bool = False,
     ) -> None:
         super().__init__()
         self.dims, self.kv_dtype = dims, kv_dtype
@@ -123,6 +130,7 @@ class ChunkEncoder(nn.Module):
         with torch.no_grad():
             self.key_width = landmark_key(torch.zeros(1, 1, dims.width)).shape[-1]
         self.kv = nn.Linear(dims.width, 2 * dims.kv_heads * dims.head_width, bias=False)
+        self.smear = Smear(dims.kv_heads) if smear_keys else nn.Identity()
         self.k_norm = RMSNorm(dims.head_width) if dims.qk_norm else nn.Identity()
 
     def rotation(self, blocks: Tensor) -> Rotation:
@@ -140,7 +148,7 @@ class ChunkEncoder(nn.Module):
             x = layer(x, turn)
         x = self.norm_out(x).unflatten(0, (B, n))
         k, v = self.kv(x[:, :, :-1]).unflatten(-1, (2, -1, self.dims.head_width)).unbind(-3)
-        k = self.k_norm(k)
+        k = self.k_norm(self.smear(k))
         if self.kv_dtype is not None:
             k, v = k.to(self.kv_dtype), v.to(self.kv_dtype)
         return EncodedChunks(self.landmark_key(x[:, :, -1]).to(k.dtype), ChunkTable(k, v))
@@ -151,6 +159,24 @@ class ChunkEncoder(nn.Module):
         dtype = computed if self.kv_dtype is None else self.kv_dtype
         none = x.new_empty(len(x), 0, rows, self.dims.kv_heads, self.dims.head_width, dtype=dtype)
         return EncodedChunks(none.new_empty(len(x), 0, self.key_width), ChunkTable(none, none))
+
+
+class Smear(nn.Module):
+    """The keys of a chunk, each a mean with the key before it: "smeared keys" (Olsson and others, In-context Learning
+    and Induction Heads, 2022).
+
+    k_i becomes (1 - s) k_i + s k_(i-1), s a learned share per head that starts at 1/2; the first key stays. A query
+    that carries a token then matches the one behind an earlier occurrence, and one layer can copy.
+    """
+
+    def __init__(self, kv_heads: int) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.zeros(kv_heads))
+
+    def forward(self, k: Tensor) -> Tensor:
+        """k [B, n, C, J, D] -> the same, computed in the type of the share or a wider one."""
+        before = torch.cat((k[:, :, :1], k[:, :, :-1]), 2)
+        return (k + self.logit.sigmoid()[:, None] * (before - k)).to(k.dtype)
 
 
 class EncoderLayer(nn.Module):

@@ -93,7 +93,9 @@ class Decoder(nn.Module):
         if isinstance(attention, RetrievalBackend):
             kv_dtype = None if config.kv_dtype is None else getattr(torch, config.kv_dtype)
             key = attention.landmark_key(config)
-            encoder = ChunkEncoder(config, config.mlp_width, attention.encoder_layers, key, kv_dtype)
+            encoder = ChunkEncoder(
+                config, config.mlp_width, attention.encoder_layers, key, kv_dtype, attention.smear_keys
+            )
             self.landmark = nn.Parameter(torch.empty(config.width))
             self.upper = UpperHalf(
                 config, attention, blocks[lower:], plan[lower:], encoder, config.gradient_checkpointing

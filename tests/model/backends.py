@@ -16,6 +16,7 @@ BACKENDS = {
     "gca": gca(),
     "gca of two groups": gca(groups=2, score="cosine", residual="add", softmax_offset=1.0),
     "gca own": gca(groups=2, landmark_reads="own", retrieval_width=8),
+    "gca smeared": gca(smear_keys=True),
     "sliding_window": SlidingWindow(7),
     "full": FullAttention(log_n_length=8),
 }

@@ -34,7 +34,9 @@ def test_full_attention(length: int) -> None:
     assert ours + CONFIG.layers * 4 * CONFIG.width * (length**2 - seen_pairs(length, None)) == total
 
 
-@pytest.mark.parametrize("backend", [FullAttention(), SlidingWindow(7), gca(), gca(retrieval_width=6, score="cosine")])
+@pytest.mark.parametrize(
+    "backend", [FullAttention(), SlidingWindow(7), gca(smear_keys=True), gca(retrieval_width=6, score="cosine")]
+)
 @pytest.mark.parametrize("length", [3, 66, 101])
 def test_linear_maps(backend: AttentionBackend, length: int) -> None:
     """To the last one where an input does not end in a landmark, which nobody reads."""
