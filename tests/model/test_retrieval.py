@@ -107,7 +107,8 @@ def test_scores_of_split_queries_are_as_exact_as_fp32(width):
         halves = retrieval._scores(retrieval._asked(queries.bfloat16(), keys), [keys], 33)
     assert (split - exact).abs().max() <= 2 * (plain - exact).abs().max()
     assert (split - exact).pow(2).mean() <= 4 * (plain - exact).pow(2).mean()
-    torch.testing.assert_close(halves.double(), queries.bfloat16().double() @ keys.double().transpose(1, 2))
+    rounded = queries.bfloat16().double() @ keys.double().transpose(1, 2)
+    assert (halves - rounded).abs().max() <= 1e-6 * rounded.abs().max()
 
 
 @pytest.mark.gpu
