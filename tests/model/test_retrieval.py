@@ -108,7 +108,7 @@ def test_scores_of_split_queries_are_as_exact_as_fp32(width):
     assert (split - exact).abs().max() <= 2 * (plain - exact).abs().max()
     assert (split - exact).pow(2).mean() <= 4 * (plain - exact).pow(2).mean()
     rounded = queries.bfloat16().double() @ keys.double().transpose(1, 2)
-    assert (halves - rounded).abs().max() <= 1e-6 * rounded.abs().max()
+    assert (halves - rounded).abs().max() <= width * 2**-26 * rounded.abs().max()  # sums of tensor cores are cut off
 
 
 @pytest.mark.gpu
