@@ -21,8 +21,8 @@ Gather = Literal["auto", "staged", "direct"]
 class HostStore(ChunkStore):
     """Keep chunk K/V in host memory.
 
-    With a CUDA device the slabs are pinned, the next one ahead of its need (`bytes` counts it, `needs` does not), and a
-    write is copied on a side stream while the next segment computes.
+    With a CUDA device the slabs are pinned, the next ones ahead of their need (`bytes` counts them, `needs` does not),
+    and a write is copied on a side stream while the next segment computes.
     A staged read is one gather on the CPU into a pinned buffer and one asynchronous copy; the host waits for the writes
     and for `ids`. In a direct read a kernel takes the rows from the slabs over the bus; the host waits for nothing, and
     ids on the device are not checked: they must be numbers of chunks written. Call `close` before dropping the store,

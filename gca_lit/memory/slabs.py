@@ -9,6 +9,9 @@ from torch import Tensor
 
 from gca_lit.memory.ahead import MadeAhead
 
+AHEAD = 512 << 20
+"""Bytes of the slabs that are made ahead, at most; one slab in any case."""
+
 
 class ChunkSlabs:
     """Chunks of equal shape, kept in slabs of as many as fit.
@@ -20,8 +23,8 @@ class ChunkSlabs:
         like: K of some chunks [B, n, C, J, D]: batch size, shape and dtype of everything to come.
         device: where the slabs live.
         slab_bytes: upper bound of the size of a slab (one chunk at least).
-        pin: page-lock the slabs, for asynchronous copies. This takes long: from the second slab on the next one is
-            made ahead, in a thread.
+        pin: page-lock the slabs, for asynchronous copies. This takes long: from the second slab on the next ones are
+            made ahead, in a thread, half as many as are in use.
         most: slabs that are ever needed at once, none is made beyond them; None for any number.
     """
 
@@ -36,7 +39,8 @@ class ChunkSlabs:
         self.device, self.pin = device, pin
         shape = (self.rows_per_slab, self.width)
         self._make = partial(torch.empty, shape, dtype=self.dtype, device=device, pin_memory=pin)
-        self._ahead = MadeAhead(self._make, most) if pin else None
+        self.most_ahead = max(1, AHEAD // (self.rows_per_slab * self.row_bytes))
+        self._ahead = MadeAhead(self._make, self.most_ahead, most) if pin else None
         self.slabs: list[Tensor] = []
         self.rows = 0
 
@@ -97,7 +101,7 @@ class ChunkSlabs:
         return self.slabs[slab].index_select(0, at)
 
     def nbytes(self) -> int:
-        """Bytes of the slabs in memory, with the one that is made ahead."""
+        """Bytes of the slabs in memory, with those that are made ahead."""
         waiting = 0 if self._ahead is None else self._ahead.waiting
         return sum(slab.nbytes for slab in self.slabs) + waiting * self.rows_per_slab * self.row_bytes
 

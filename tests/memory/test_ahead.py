@@ -1,6 +1,7 @@
-"""Slabs made ahead: never more than one, none beyond a budget, and the same bytes."""
+"""Slabs made ahead: half as many as are in use, few at most, none beyond a budget, and the same bytes."""
 
 import threading
+from concurrent.futures import CancelledError, wait
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def as_if_pinned(monkeypatch, maker):
 
     def made_ahead(self, like, device, slab_bytes, pin=False, most=None):
         init(self, like, device, slab_bytes, pin, most)
-        self._ahead = MadeAhead(maker, most)
+        self._ahead = MadeAhead(maker, self.most_ahead, most)
 
     monkeypatch.setattr(ChunkSlabs, "__init__", made_ahead)
 
@@ -50,38 +51,68 @@ def chunks(n, seed):
 
 
 def test_the_first_two_are_made_at_once_and_later_ones_by_the_thread(maker):
-    source, here = MadeAhead(maker), threading.current_thread()
-    taken = [source.take()]
-    assert source.waiting == 0 and len(maker.made) == 1
-    for count in (2, 3, 4):
+    source, here = MadeAhead(maker, ahead=3), threading.current_thread()
+    taken = []
+    for waiting in (0, 1, 1, 2, 2, 3, 3, 3, 3):
         taken.append(source.take())
-        assert source.waiting == 1 and len({id(one) for one in taken}) == count
+        assert source.waiting == waiting and len({id(one) for one in taken}) == len(taken)
+    wait(source._ready)
+    assert len(maker.made) == 12 and all(one is made for one, made in zip(taken, maker.made, strict=False))
     source.close()
-    assert len(maker.made) == 5 and source.waiting == 0
-    assert [thread is here for thread in maker.threads] == [True, True, False, False, False]
+    assert source.waiting == 0
+    assert [thread is here for thread in maker.threads] == [True, True, *[False] * 10]
     assert not maker.threads[-1].is_alive()
 
 
-def test_no_more_are_made_than_will_be_taken(maker):
-    source = MadeAhead(maker, most=3)
-    for waiting in (0, 1, 0):
+@pytest.mark.parametrize("most", range(1, 8))
+def test_no_more_are_made_than_will_be_taken(maker, most):
+    source = MadeAhead(maker, ahead=8, most=most)
+    for taken in range(1, most + 1):
         source.take()
-        assert source.waiting == waiting
+        assert source.waiting == min(taken // 2, most - taken)
     source.close()
-    assert len(maker.made) == 3
+    assert len(maker.made) == most
 
 
-def test_what_the_thread_raises_reaches_the_one_who_takes(maker):
-    source = MadeAhead(maker)
-    source.take(), source.take()
-    source._next.result()
+def test_what_the_thread_raises_reaches_the_one_who_would_have_got_it(maker):
+    source = MadeAhead(maker, ahead=8)
+    for _ in range(6):
+        source.take()
+    wait(source._ready)
     maker.error = RuntimeError("no memory can be page-locked")
-    assert source.take() is maker.made[2]  # made before
-    with pytest.raises(RuntimeError, match="no memory can be page-locked"):
-        source.take()
+    assert source.take() is maker.made[6] and source.take() is maker.made[7]  # these ask for three more
+    wait(source._ready)
     maker.error = None
-    assert source.take() is maker.made[3]
+    assert source.take() is maker.made[8]
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="no memory can be page-locked"):
+            source.take()
+    assert [source.take(), source.take()] == maker.made[9:11]
     source.close()
+
+
+def test_closing_waits_for_no_more_than_the_one_being_made(maker):
+    source, begun, go_on = MadeAhead(maker, ahead=8), threading.Event(), threading.Event()
+    for _ in range(10):
+        source.take()
+    wait(source._ready)
+
+    def slow():
+        begun.set()
+        assert go_on.wait(60)
+        return maker()
+
+    source._make = slow
+    for _ in range(4):
+        source.take()
+    assert source.waiting == 7 and begun.wait(60)
+    last, closing = source._ready[-1], threading.Thread(target=source.close)
+    closing.start()
+    with pytest.raises(CancelledError):
+        last.result(60)
+    go_on.set()
+    closing.join(60)
+    assert not closing.is_alive() and source.waiting == 0 and len(maker.made) == 16
 
 
 @pytest.mark.usefixtures("as_if_pinned")
@@ -96,9 +127,17 @@ def test_a_store_gives_back_the_bytes_and_counts_what_it_holds(maker):
         read_k, read_v = store.read(ids)
         assert torch.equal(read_k, k[:, ids[0]]) and torch.equal(read_v, v[:, ids[0]])
         slabs = -(-300 // (SLAB // ROW))
-        assert len(store._slabs.slabs) == slabs and store.bytes()["host"] == (slabs + 1) * SLAB
+        made = slabs + slabs // 2
+        assert len(store._slabs.slabs) == slabs and store.bytes()["host"] == made * SLAB
+    wait(store._slabs._ahead._ready)
     store.close()
-    assert len(maker.made) == slabs + 1 and store.bytes()["host"] == 0
+    assert len(maker.made) == made and store.bytes()["host"] == 0
+
+
+@pytest.mark.parametrize(("slab_mib", "ahead"), [(64, 8), (256, 2), (1024, 1)])
+def test_what_is_ahead_is_bounded_in_bytes(slab_mib, ahead):
+    like = torch.empty(1, 1, 64, 2, 32, dtype=torch.bfloat16)
+    assert ChunkSlabs(like, torch.device("cpu"), slab_mib << 20).most_ahead == ahead
 
 
 @pytest.mark.usefixtures("as_if_pinned")
