@@ -54,7 +54,12 @@ class Muon(torch.optim.Optimizer):
             )
         defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults | {"iterations": iterations})
-        if any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
+        self.check_whole(not any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]))
+
+    @staticmethod
+    def check_whole(whole: bool) -> None:
+        """Raise ValueError for matrices that are divided, or will be."""
+        if not whole:
             raise ValueError("Muon needs whole matrices, which FSDP divides: use torch.optim.AdamW, or DDP")
 
     @torch.no_grad()

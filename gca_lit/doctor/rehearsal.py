@@ -21,6 +21,7 @@ from gca_lit.data.shards import read_manifest
 from gca_lit.data.stream import PREFETCH
 from gca_lit.doctor import requirements as check
 from gca_lit.doctor.requirements import Finding, Folder, Machine, Needs, Software
+from gca_lit.muon import Muon
 from gca_lit.units import size
 from gca_lit.usage import load_yaml
 
@@ -103,6 +104,7 @@ def find_needs(cli: Any, length: int | None, machine: Machine) -> Needs:
     model.trainer = trainer
     with trainer.precision_plugin.module_init_context(), torch.device("meta"):
         model.configure_model()
+    check_optimizer(model, trainer)
 
     sweep = cli.config_init[cli.subcommand]["length_generalization"]
     for placement in sweep.plan.placements if sweep.enabled else ():
@@ -134,6 +136,16 @@ def find_needs(cli: Any, length: int | None, machine: Machine) -> Needs:
         shortage=shortage(model, tokens, episodes, sweep.store, device, host, ranks),
         by_choice=length is None and model.max_length is not None and tokens > model.max_length,
     )
+
+
+def check_optimizer(model: Any, trainer: Any) -> None:
+    """Raise ValueError for an optimizer that cannot take the weights as the strategy will divide them."""
+    optimizer = model.configure_optimizers()["optimizer"]
+    if isinstance(optimizer, Muon):
+        try:
+            optimizer.check_whole(not sharded(trainer))
+        except ValueError as error:
+            raise ValueError(f"model.optimizer: {error}") from error
 
 
 def optimizer_bytes(model: Any) -> int | None:

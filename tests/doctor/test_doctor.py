@@ -156,6 +156,16 @@ def test_a_run_that_cannot_work(command: Command, flags: list[str], name: str, w
     assert (code, finding.status) == (1, "FAIL") and words in finding.found
 
 
+def test_muon_under_fsdp_is_refused_as_fit_refuses_it(command: Command) -> None:
+    muon = ["--model.optimizer", "gca_lit.muon.Muon"]
+    fsdp = "{class_path: lightning.pytorch.strategies.ModelParallelStrategy}"
+    divided = ["--trainer.devices", "2", "--trainer.strategy", fsdp]
+    assert command(*muon)[0] == command(*divided)[0] == 0
+    code, found = command(*muon, *divided)
+    said = "model.optimizer: Muon needs whole matrices, which FSDP divides: use torch.optim.AdamW, or DDP"
+    assert code == 1 and of(found, "configuration").found == said
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     code, found = command("--trainer.accelerator", "gpu")
