@@ -124,7 +124,10 @@ class CLI(LightningCLI):
         if path is None and self.subcommand != "fit":
             raise UsageError(f"{self.subcommand} needs --ckpt_path: the path of a checkpoint, or last")
         if path is not None and path.partition(":")[0] not in WORDS and not is_remote(path):
-            check_checkpoint(Path(path))
+            try:
+                check_checkpoint(Path(path))
+            except IsADirectoryError as error:
+                raise UsageError(f"{error}, or last") from error
         if self.subcommand == "fit" and path is not None and Path(path).suffix == SUFFIX:
             raise UsageError(f"{path} holds weights alone, training cannot go on from it: set model.init_from instead")
         self.parser.add_instantiator(self._make_logger, Logger, subclasses=True)

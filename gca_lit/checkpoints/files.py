@@ -19,6 +19,8 @@ from gca_lit.whole_file import WholeFile, is_full, saving
 LAST = "last-step=*.ckpt"
 ZIP = b"PK\3\4"
 """What a checkpoint file begins with."""
+META = "meta.pt"
+"""The file of everything else in a checkpoint that is a folder of weights in shards."""
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -49,26 +51,31 @@ def is_remote(path: str | Path) -> bool:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raise FileNotFoundError or ValueError when `path` is missing, is damaged, or was not written by gca_lit."""
+    """Raise FileNotFoundError, IsADirectoryError or ValueError when `path` is missing, is a folder that is not one of
+    weights in shards, is damaged, or was not written by gca_lit.
+    """
     if not path.exists():
         near = sorted(path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
         hint = f": {path.parent} has {', '.join(file.name for file in near)}" if near else ""
         raise FileNotFoundError(f"there is no checkpoint {path}{hint}")
-    if path.is_file():
-        try:
-            ours = "gca_lit" in _read(path)
-        except ValueError as error:
-            raise ValueError(f"{path} is not a checkpoint of gca_lit, or one that is damaged: {error}") from error
-        if not ours:
-            raise ValueError(f"{path} is not a checkpoint of gca_lit")
-        if found := damage(path):
-            raise ValueError(f"{path} is damaged: {found}; take an earlier one")
+    if path.is_dir() and not (path / META).is_file():
+        inside = sorted(path.glob("*.ckpt")) or sorted(path.glob("checkpoints/*.ckpt"))
+        hint = f" such as {inside[-1]}" if inside else ""
+        raise IsADirectoryError(f"{path} is a folder, not a checkpoint: name a file{hint}")
+    try:
+        ours = "gca_lit" in _read(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a checkpoint of gca_lit, or one that is damaged: {error}") from error
+    if not ours:
+        raise ValueError(f"{path} is not a checkpoint of gca_lit")
+    if found := damage(path):
+        raise ValueError(f"{path} is damaged: {found}; take an earlier one")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, tensors mapped from the disk.
 
-    Raises FileNotFoundError or ValueError as `check_checkpoint` does, and ValueError for a folder.
+    Raises what `check_checkpoint` raises, and ValueError for weights in shards.
     """
     check_checkpoint(path)
     if path.is_dir():
@@ -85,7 +92,7 @@ def newest(folder: Path) -> Path | None:
     damaged: dict[Path, str] = {}
     for path in folder.glob(LAST):
         try:
-            steps[path] = _read(path / "meta.pt" if path.is_dir() else path)["global_step"]
+            steps[path] = _read(path)["global_step"]
         except (ValueError, KeyError) as error:
             damaged[path] = str(error)
     whole = None
@@ -118,7 +125,12 @@ def damage(path: Path) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The values of a checkpoint; tensors stay on the disk. Raises ValueError for a file that cannot be read."""
+    """The values of a checkpoint, of weights in shards all but these; tensors stay on the disk.
+
+    Raises ValueError for a file that cannot be read.
+    """
+    if path.is_dir():
+        path = path / META
     if path.suffix == SUFFIX:
         return read_weights(path)
     if not is_zipfile(path):

@@ -24,11 +24,11 @@ def warm_start(model: NetworkModule, path: Path, tokenizer: str | None, architec
     Returns:
         the longest row, in text tokens, that the weights were trained on.
 
-    Raises FileNotFoundError or ValueError for a file that is no whole checkpoint, and for weights that do not fit.
+    Raises OSError or ValueError for a path that is no whole checkpoint, and for weights that do not fit.
     """
     try:
         checkpoint = read_checkpoint(path)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise type(error)(f"model.init_from: {error}") from error
     saved, weights = checkpoint["gca_lit"], checkpoint["state_dict"]
     refuse_other_tokenizer(saved.get("tokenizer"), tokenizer)

@@ -185,7 +185,14 @@ def test_checkpoints(tiny: str, tmp_path: Path, run_dir: Path, run: Callable[...
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     assert "is not a checkpoint of gca_lit" in refused(*validate, "--ckpt_path", str(tmp_path / "other.ckpt"))
 
-    last = ["--ckpt_path", str(folder / "last-step=2.ckpt")]
+    file = folder / "last-step=2.ckpt"
+    for command in ("fit", "validate"):
+        for place, hint in ((run_dir, f" such as {file}"), (folder, f" such as {file}"), (tmp_path / "empty", "")):
+            place.mkdir(exist_ok=True)
+            said = refused(command, "--config", tiny, "--ckpt_path", str(place))
+            assert said == f"{place} is a folder, not a checkpoint: name a file{hint}, or last"
+
+    last = ["--ckpt_path", str(file)]
     message = refused(*validate, *last, "--model.attention", "FullAttention")
     assert "another architecture; attention.backend: " in message
     assert "gca.GroupedCrossAttention in the checkpoint" in message and "full.FullAttention in this run" in message

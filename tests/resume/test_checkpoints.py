@@ -133,6 +133,20 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes, message: s
         check_checkpoint(tmp_path / "README.md")
 
 
+def test_folders(tmp_path: Path) -> None:
+    """Weights in shards are a folder with a file of everything else."""
+    path = tmp_path / "last-step=7.ckpt"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError, match=f"{path} is a folder, not a checkpoint: name a file$"):
+        check_checkpoint(path)
+    torch.save({"gca_lit": {}, "global_step": 7}, path / "meta.pt")
+    check_checkpoint(path)
+    assert newest(tmp_path) == path
+    torch.save({"global_step": 7}, path / "meta.pt")
+    with pytest.raises(ValueError, match=f"{path} is not a checkpoint of gca_lit$"):
+        check_checkpoint(path)
+
+
 def test_a_step_that_is_saved_needs_no_second_time(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last step is saved before its validation and behind it; the disk takes the first of the two."""
     run, seen = make_run("run"), []
