@@ -16,16 +16,22 @@ from gca_lit.whole_file import saving
 Points = list[tuple[float, float]]  # tokens seen, loss in nats a token
 
 TOKENS, LOSS = "throughput/tokens_seen", "train_loss"
+FILES = "csv/version_*/metrics.csv"
 
 
 def training_losses(folder: Path) -> Points:
     """What the CSV files of a run have logged, in order.
 
     Each start of a run has a file of its own; one that went on from a checkpoint replaces what was logged after that.
-    Raises ValueError when there is nothing, or a file is damaged.
+    Raises FileNotFoundError without the folder, and ValueError when there is nothing, or a file is damaged.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no directory {folder}")
+    files = sorted(folder.glob(FILES), key=lambda path: int(path.parent.name[8:]))
+    if not files:
+        raise ValueError(f"{folder} is not the directory of a run with the CSV logger: it has no {FILES}")
     points: dict[float, float] = {}
-    for path in sorted((folder / "csv").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:])):
+    for path in files:
         try:
             with open(path, newline="", encoding="utf-8") as file:
                 rows = [(row.get(TOKENS), row.get(LOSS)) for row in csv.DictReader(file)]

@@ -79,3 +79,17 @@ def test_a_file_that_is_no_checkpoint_is_named_in_one_line(tmp_path: Path, capsy
         main([str(tmp_path / "README.md"), "--output", str(tmp_path / "a.safetensors")])
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and "README.md is not a checkpoint" in line and "mmap" not in line
+
+
+def test_folders_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "shards").mkdir()
+    torch.save({"gca_lit": ABOUT, "global_step": 9}, tmp_path / "shards" / "meta.pt")
+    wrong = {
+        tmp_path: f"error: {tmp_path} is a folder, not a checkpoint: name a file\n",
+        tmp_path
+        / "shards": f"error: {tmp_path}/shards is a folder of weights in shards: name a checkpoint that is one file\n",
+    }
+    for folder, message in wrong.items():
+        with pytest.raises(SystemExit):
+            main([str(folder), "--output", str(tmp_path / "a.safetensors")])
+        assert capsys.readouterr().err == message

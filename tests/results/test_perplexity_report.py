@@ -119,9 +119,17 @@ def test_a_run_that_went_on_replaces_what_was_lost(tmp_path, capsys):
     assert training_curves.training_losses(run) == [(10, 4.0), (20, 2.0), (30, 1.0)]
     training_curves.main([str(run), "--output", str(tmp_path / "out" / "loss.png")])
     assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit):
-        training_curves.main([str(tmp_path)])
-    assert "has no throughput/tokens_seen and train_loss" in capsys.readouterr().err
+    log(tmp_path / "validated", 0)
+    wrong = {
+        "validated": "validated/csv has no throughput/tokens_seen and train_loss: train there with the CSV logger",
+        "out": "out is not the directory of a run with the CSV logger: it has no csv/version_*/metrics.csv",
+        "nowhere": "there is no directory",
+        "out/loss.png": "there is no directory",
+    }
+    for name, message in wrong.items():
+        with pytest.raises(SystemExit):
+            training_curves.main([str(tmp_path / name)])
+        assert message in capsys.readouterr().err
 
 
 def test_damaged_files_are_named_in_one_line(tmp_path, capsys):
