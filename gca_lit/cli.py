@@ -37,7 +37,7 @@ from gca_lit.callbacks import (
     SkipNonFinite,
     Throughput,
 )
-from gca_lit.checkpoints.files import WholeCheckpointIO, check_checkpoint, is_remote, newest
+from gca_lit.checkpoints.files import WholeCheckpointIO, check_checkpoint, is_remote, newest, read_record
 from gca_lit.checkpoints.weights import SUFFIX
 from gca_lit.data.datamodule import ArrowDataModule
 from gca_lit.exits import MISTAKES, TRACEBACK, end, lost
@@ -123,7 +123,7 @@ class CLI(LightningCLI):
         path = self._get(self.config, "ckpt_path")
         if path is None and self.subcommand != "fit":
             raise UsageError(f"{self.subcommand} needs --ckpt_path: the path of a checkpoint, or last")
-        if path is not None and path.partition(":")[0] not in WORDS and not is_remote(path):
+        if _is_here(path):
             try:
                 check_checkpoint(Path(path))
             except IsADirectoryError as error:
@@ -169,6 +169,8 @@ class CLI(LightningCLI):
             if path is None:
                 rank_zero_info(f"there is no checkpoint in {folder} yet: training starts from step 0")
             arguments["ckpt_path"] = path
+        if subcommand == "fit" and _is_here(arguments.get("ckpt_path")):
+            self.model.refuse_other_run(read_record(Path(arguments["ckpt_path"])))  # FSDP2 would load it before it asks
         return arguments
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -220,6 +222,11 @@ class CLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predictions go to a file, batch by batch."""
         self.trainer.predict(**kwargs, return_predictions=False)
+
+
+def _is_here(path: str | Path | None) -> bool:
+    """Whether a --ckpt_path is a path on this machine."""
+    return path is not None and str(path).partition(":")[0] not in WORDS and not is_remote(path)
 
 
 def _in_utf_8() -> None:

@@ -80,6 +80,11 @@ class CausalLM(NetworkModule):
         self.val_nll = MeanMetric()
         self._answers = AnswerCounts()
 
+    def refuse_other_run(self, saved: dict[str, Any]) -> None:
+        """Raise ValueError when training cannot go on from a checkpoint with the record `saved`."""
+        self._refuse_other_model(saved)
+        refuse_other_optimizer(saved.get("optimizer"), self.optimizer([torch.nn.Parameter(torch.zeros(1, 1))]))
+
     def take_answer_counts(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Of each task, (tokens predicted right, tokens scored) in training rows since the last call."""
         return self._answers.take(self.trainer.datamodule.task_names)  # type: ignore[attr-defined]
@@ -143,12 +148,15 @@ class CausalLM(NetworkModule):
         saved = checkpoint.get("gca_lit")
         if saved is None:
             raise ValueError("this checkpoint was not made by gca_lit: it has no record of its architecture")
-        refuse_other_tokenizer(saved.get("tokenizer"), self.tokenizer)
-        refuse_other_architecture(saved["architecture"], self._architecture())
+        self._refuse_other_model(saved)
         if "state_dict" in checkpoint:  # weights in shards are not read as a whole
             path = None if self._trainer is None else self.trainer.ckpt_path
             self.refuse_other_weights(checkpoint["state_dict"], str(path or "the checkpoint"))
         self.train_length, self._trained_with = saved["train_length"], saved.get("optimizer")
+
+    def _refuse_other_model(self, saved: dict[str, Any]) -> None:
+        refuse_other_tokenizer(saved.get("tokenizer"), self.tokenizer)
+        refuse_other_architecture(saved["architecture"], self._architecture())
 
     def _architecture(self) -> dict[str, Any]:
         return architecture(self.attention, self.config, self.vocab_size)

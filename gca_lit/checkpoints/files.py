@@ -83,6 +83,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return _read(path)
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """What a whole checkpoint keeps of its run. Raises ValueError when it was not written by gca_lit."""
+    record: dict[str, Any] | None = _read(path).get("gca_lit")
+    if record is None:
+        raise ValueError(f"{path} is not a checkpoint of gca_lit")
+    return record
+
+
 def newest(folder: Path) -> Path | None:
     """The whole checkpoint of the highest step that `folder` keeps for going on, None when it has none.
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,15 @@ def test_a_mesh_that_leaves_rows_undivided_is_refused(tiny: str, tmp_path: Path)
     done = command("fit", "--config", tiny, "--config", sharded(tmp_path, "1", "2"))
     assert done.returncode != 0
     assert "set data_parallel_size to 2 and tensor_parallel_size to 1" in done.stderr
+
+
+def test_another_optimizer_is_refused_before_anything_is_loaded(
+    tiny: str, tmp_path: Path, run: Callable[..., None], refused: Callable[..., str]
+) -> None:
+    run("fit")
+    fit = ["fit", "--config", tiny, "--config", sharded(tmp_path, "2", "1"), "--ckpt_path", "last"]
+    said = refused(*fit, "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1")
+    assert said.startswith("the checkpoint was trained with AdamW, but model.optimizer is SGD: keep AdamW, or")
 
 
 def test_what_sharded_modules_return_is_seen_through() -> None:
