@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, get_loader
-from lightning.pytorch import Callback
-from lightning.pytorch.loggers import Logger
-from torch.optim import Optimizer
 
-from gca_lit import attention, callbacks, memory, tasks
-from gca_lit.attention import AttentionBackend
-from gca_lit.memory import ChunkStore
-from gca_lit.tasks import Task
+from gca_lit.class_names import all_settings, call_names, own_classes, settings_of
 
-PACKAGES = (attention, memory, tasks, callbacks)
-BASES = (AttentionBackend, ChunkStore, Task, Optimizer, Callback, Logger)
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 _yaml = get_loader("yaml")
@@ -40,9 +31,12 @@ def explain(message: str, parser: ArgumentParser) -> str:
     prefix = f"{path}: " if path else ""
     if found := re.search(r"dot import path string: (\S+)|module '\S+' has no attribute '(\w+)'", message):
         name = found[1] or found[2]
-        return f"{prefix}there is no class {name}" + (
-            _nearest(name, [c.__name__ for c in known_classes()]) or _own_classes(path, parser)
-        )
+        return f"{prefix}there is no class {name}" + (_nearest_class(name) or _own_classes(path, parser))
+    if found := re.search(r"Multiple subclasses with name (\w+)", message):
+        example = call_names().get(found[1], f"package.{found[1]}")
+        return f"{prefix}several classes are called {found[1]}: name one by its path, such as {example}"
+    if found := re.search(r"(No module named '\S+')\. Got value: (\S+)", message):
+        return f"{prefix}{found[2]} cannot be imported: {found[1]}"
     if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
         other = found[1].startswith("pytorch_lightning.")
         hint = f"; use lightning.pytorch{found[1].removeprefix('pytorch_lightning')}" if other else ""
@@ -52,7 +46,10 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if found := re.search(r"unrecognized arguments: (?!--)(\S+)", message):
         return f"there is an argument too many: {found[1]}"
     if found := re.search(r"(?:ption '|unrecognized arguments: --)([^\s'=]+)", message):
-        return f"{prefix}there is no setting {found[1]}" + _nearest_setting(found[1], parser)
+        given = re.findall(r"given class_path '([\w.]+)'", message[: found.start()])
+        given = given or re.findall(r"Got value: Namespace\(class_path='([\w.]+)'", message)
+        hint = _nearest_of(found[1], given[-1]) if given else _nearest_setting(found[1], parser)
+        return f"{prefix}there is no setting {found[1]}{hint}"
     if found := re.search(r"(?:File does not exist|Path is not a file): '(.+)'", message):
         return f"there is no file {_relative(found[1])}" + _nearest_file(found[1])
     if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
@@ -64,7 +61,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
         there = "--config configs/base.yaml has all of them; an overlay names its own in its first line"
         hint = "name them as flags" if own else there
         return f"these settings are missing: {found[1]}; {hint}"
-    if found := re.search(r"(?:Got|Given) value: (.*)", message):
+    if found := re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value: Namespace\(.*)?$", message, re.MULTILINE):
         expected = re.findall(r"Expected an? (?!path but)(.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
         types = list(dict.fromkeys(map(_type, expected)))
         if types in (["Sequence"], ["tuple"], ["list"], ["list", "null"]):
@@ -85,17 +82,6 @@ def load_yaml(text: str) -> Any:
     return _yaml(text)
 
 
-def known_classes() -> list[type]:
-    """Classes that have been imported and that a configuration can name."""
-    found: list[type] = []
-    bases: list[type] = list(BASES)
-    while bases:
-        subclasses: list[type] = bases.pop().__subclasses__()
-        found += [c for c in subclasses if not inspect.isabstract(c) and not c.__name__.startswith("_")]
-        bases += subclasses
-    return found
-
-
 def _refuse_duplicates(node: yaml.Node | None) -> None:
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
@@ -114,19 +100,22 @@ def _nearest(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
+def _nearest_class(name: str) -> str:
+    """Whatever its letters' case."""
+    called = {bare.lower(): call for bare, call in call_names().items()}
+    matches = get_close_matches(name.lower(), list(called), n=1)
+    return f"; did you mean {called[matches[0]]}?" if matches else ""
+
+
 def _own_classes(path: str, parser: ArgumentParser) -> str:
-    """Those of this package that suit the setting at `path`."""
-    hints = [getattr(action, "_typehint", None) for action in parser._actions if action.dest == path]
-    bases = {base for base in BASES if any(base in _parts(hint) for hint in hints)}
-    own = [c for c in known_classes() if c.__module__.startswith("gca_lit.")]
-    suitable = {c.__name__ for c in own if bases.intersection(c.__mro__)}
-    names = [name for package in PACKAGES for name in package.__all__ if name in suitable]
+    names = own_classes(path, parser)
     return f"; gca_lit has {', '.join(names)}" if names else ""
 
 
-def _parts(hint: Any) -> list[Any]:
-    """A type and the types within it."""
-    return [hint, *(part for inner in get_args(hint) for part in _parts(inner))]
+def _nearest_of(name: str, class_path: str) -> str:
+    """Of the settings of a class, or all of them."""
+    settings = settings_of(class_path)
+    return _nearest(name, settings) or f"; {class_path.rpartition('.')[2]} takes {', '.join(settings)}"
 
 
 def _nearest_setting(name: str, parser: ArgumentParser) -> str:
@@ -134,9 +123,7 @@ def _nearest_setting(name: str, parser: ArgumentParser) -> str:
     top = {action.dest for action in parser._actions}
     if hint := _nearest(re.sub(r"\.(class_path|init_args).*", "", name), top):
         return hint
-    settings = (cls for cls in known_classes() if not issubclass(cls, Callback | Logger))
-    parts = {part for cls in settings for part in inspect.signature(cls).parameters}
-    return _nearest(name.rpartition(".")[2], parts)
+    return _nearest(name.rpartition(".")[2], all_settings())
 
 
 def _nearest_file(name: str) -> str:

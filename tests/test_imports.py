@@ -101,6 +101,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
 }
 FREE = {
     "gca_lit",
+    "gca_lit.class_names",
     "gca_lit.cli",
     "gca_lit.doctor",
     "gca_lit.doctor.__main__",

@@ -129,6 +129,37 @@ def test_a_setting_is_named_by_its_path(tiny: str, refused: Refused) -> None:
     assert said == "model.schedule.decay: expected 'cosine', 'linear', 'none', got cosin"
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("mun", "there is no class mun; did you mean gca_lit.muon.Muon?"),
+        ("gca_lit.muon.Mun", "there is no class Mun; did you mean gca_lit.muon.Muon?"),
+        ("adamw", "there is no class adamw; did you mean AdamW?"),
+        ("Nope", "there is no class Nope; gca_lit has gca_lit.muon.Muon"),
+        ("nowhere.Muon", "nowhere.Muon cannot be imported: No module named 'nowhere'"),
+        ("Muon", "several classes are called Muon: name one by its path, such as gca_lit.muon.Muon"),
+        (
+            "{class_path: gca_lit.muon.Muon, init_args: {nesterov: true}}",
+            "there is no setting nesterov; Muon takes lr, momentum, betas, eps, weight_decay, iterations",
+        ),
+        (
+            "{class_path: gca_lit.muon.Muon, init_args: {moment: 0.9}}",
+            "there is no setting moment; did you mean momentum?",
+        ),
+    ],
+)
+def test_optimizers(tiny: str, refused: Refused, flags: str, message: str) -> None:
+    """Muon is the name of a class of torch, too."""
+    assert refused("fit", "--config", tiny, "--model.optimizer", flags) == f"model.optimizer: {message}"
+
+
+def test_a_setting_of_an_optimizer(tiny: str, refused: Refused) -> None:
+    muon = ["--model.optimizer", "gca_lit.muon.Muon", "--model.optimizer.lr", "fast"]
+    assert refused("fit", "--config", tiny, *muon) == "model.optimizer.lr: expected float, got fast"
+    said = refused("fit", "--config", tiny, "--model.attention.nothing_like_it", "3")
+    assert "no setting nothing_like_it; GroupedCrossAttention takes chunk_size, window, top_k," in said
+
+
 def test_a_list_is_shown(tiny: str, refused: Refused) -> None:
     said = refused("generate", "--config", tiny, "--prompt", "x", "--sampling.stop", "x")
     assert said == "sampling.stop: expected a list, such as [x], got x"
