@@ -52,6 +52,7 @@ def main(args: list[str] | None = None) -> int:
             raise UsageError(f"--output {options.output} must end in .html")
         cli, path = build(flags, options.ckpt_path)
         tokens = read_document(options.document, cli.datamodule.tokenizer, options.length)
+        refuse_short(len(tokens), cli.model.chunk_size)
         step = load(cli.model, path)
         found = run(cli, tokens)
         about = describe(cli, path, step)
@@ -108,6 +109,15 @@ def read_document(path: Path, tokenizer: Tokenizer, length: int | None) -> Tenso
     if not text:
         raise ValueError(f"{path} is empty")
     return torch.tensor(tokenizer.encode(text)[:length], dtype=torch.int64)
+
+
+def refuse_short(tokens: int, chunk_size: int) -> None:
+    """Raise ValueError for a document without a third chunk, the first that anything is retrieved for."""
+    if tokens <= 2 * chunk_size:
+        raise ValueError(
+            f"{tokens:,} tokens are too few: with chunks of {chunk_size}, nothing is retrieved before token "
+            f"{2 * chunk_size + 1}; take more by --length, or a longer --document"
+        )
 
 
 def run(cli: Any, tokens: Tensor) -> Any:

@@ -148,6 +148,7 @@ def test_command(trace_command: Callable[..., int], trained: tuple[str, Path], t
     results = json.loads((tmp_path / "page.json").read_text(encoding="utf-8"))
     assert (results["document"], results["tokens"], results["global_step"]) == ("naïve.txt", 64, 2)
     assert {"checkpoint_sha256", "command", "commit", "hardware", "versions", "precision", "window"} <= results.keys()
+    assert trace_command("--length", "9") == 0 and "chunks with a selection: 1\n" in capsys.readouterr().out
     assert trace_command("--ckpt_path", "last") == 0
     assert "references to labels before the window: 1" in capsys.readouterr().out
     assert sorted(trained[1].rglob("*")) == before  # the run is as it was
@@ -160,6 +161,8 @@ def test_command(trace_command: Callable[..., int], trained: tuple[str, Path], t
         (["--output", "page.pdf"], "--output page.pdf must end in .html"),
         (["--ckpt_path", "none.ckpt"], "there is no checkpoint none.ckpt"),
         (["--length", "0"], "--length must be at least 1 token, got 0"),
+        (["--length", "3"], "3 tokens are too few: with chunks of 4, nothing is retrieved before token 9"),
+        (["--length", "8"], "8 tokens are too few"),
         (["--group", "1"], "there is no retrieval group 1"),
         (["--model.attention", "FullAttention"], "the backend full retrieves nothing"),
         (["--model.decoder.layers", "3"], "decoder.layers"),
