@@ -148,6 +148,8 @@ class Sweep:
             elif not shortest <= point.length <= longest:
                 limit = f"at least {shortest:,}" if point.length < shortest else f"at most {longest:,}"
                 verdict = f"{point.task.name} takes {limit} tokens, not {point.length:,}"
+                if point.length < shortest:
+                    verdict += f": evaluate it from factor {math.ceil(100 * shortest / self.train_length) / 100:g} on"
             elif time.monotonic() > self.deadline:
                 verdict = f"the {self.plan.max_seconds:g} s of this length are spent"
             else:

@@ -109,8 +109,6 @@ class ArrowDataModule(LightningDataModule):
         self._progress: Progress | None = None
         self._loaders: list[Batches] = []
         self._rows = RowMaker(mixture, row_tasks, seed ^ _ROWS)
-        for _, length in self._stages:
-            self._rows.check_length(length)
 
     @property
     def stage_length(self) -> int:
@@ -157,7 +155,9 @@ class ArrowDataModule(LightningDataModule):
         return self._splits.pairs(split)
 
     def setup(self, stage: str) -> None:
-        """Open and check the splits that `stage` needs, before anything runs."""
+        """Open and check the splits that `stage` needs, and the rows that it trains on, before anything runs."""
+        for _, length in self._stages if stage == "fit" else ():
+            self._rows.check_length(length)
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
             self._splits.blocks(split, self.train_length)
         if stage == "predict" and self._predict.source != "file":

@@ -89,7 +89,7 @@ def check_data(data: Any) -> Iterator[Finding]:
         try:
             data.setup(stage)
         except (ValueError, OSError) as error:
-            refused[str(error)] = Finding("data", "FAIL", str(error), "look at data.train, data.val and data.test")
+            refused[str(error)] = Finding("data", "FAIL", str(error), "look at the settings of data")
     yield from refused.values()
     for split, path in data.paths.items():
         if path is not None and not refused:

@@ -137,7 +137,9 @@ def test_skipped_beyond_max_length(tmp_path):
 
 def test_skipped_when_too_short_for_the_task(tmp_path):
     (row,) = validate(tmp_path, factors=[0.25])
-    assert row["reason"] == "counting takes at least 8 tokens, not 4"
+    assert row["reason"] == "counting takes at least 8 tokens, not 4: evaluate it from factor 0.5 on"
+    (row,) = validate(tmp_path, factors=[0.44])
+    assert row["reason"] == "counting takes at least 8 tokens, not 7: evaluate it from factor 0.5 on"
 
 
 def test_skipped_when_the_device_is_full(tmp_path, monkeypatch):

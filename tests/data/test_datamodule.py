@@ -175,12 +175,16 @@ def test_settings_are_checked_early(make: Callable[..., ArrowDataModule], mark_t
             {"growth": LengthRule(16, threshold={"mark": 0.5, "x": 0.5}), "tasks": [mark_task]},
             "growth.threshold names x, but the tasks are mark: add those to data.tasks",
         ),
-        ({"stages": [(0, 4)], **mixed}, "rows of 4 tokens are too short for task mark, which takes 8"),
         ({"tasks": [mark_task, mark_task]}, "different names"),
     ]
     for settings, message in cases:
         with pytest.raises(ValueError, match=message):
             make(**settings)
+    short = {"stages": [(0, 4)], "predict": Predict("episodes"), **mixed}
+    with pytest.raises(ValueError, match="rows of 4 tokens are too short for task mark, which takes 8"):
+        make(**short).setup("fit")
+    for stage in ("validate", "test", "predict"):
+        make(**short).setup(stage)
     for stage in ("fit", "test"):
         with pytest.raises(ValueError, match="too few for one block of train_length 4096"):
             make(train_length=4096).setup(stage)

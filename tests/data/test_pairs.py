@@ -140,7 +140,7 @@ def test_batches(write: Callable[..., str], folder: str, loss: Any) -> None:
 def test_settings_that_do_not_fit(write: Callable[..., str], folder: str, tmp_path: Path) -> None:
     rows = Mixture(text=0.0)
     with pytest.raises(ValueError, match="rows of 64 tokens are too short for task pairs, which takes 65"):
-        module(write, folder, mixture=rows, pairs=Pairs(folder, folder, max_length=65))
+        module(write, folder, mixture=rows, pairs=Pairs(folder, folder, max_length=65)).setup("fit")
     with pytest.raises(ValueError, match=r"pairs\.separator must not be empty"):
         Pairs(folder, folder, separator="")
     data = module(write, folder, mixture=rows)

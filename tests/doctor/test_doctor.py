@@ -146,6 +146,7 @@ def test_text_says_the_same(command: Command, demo: list[str], capsys: pytest.Ca
         (["--data.align", "8"], "configuration", "set data.align to 16"),
         (["--length_generalization.tasks", "[nothing]"], "configuration", "no task nothing"),
         (["--data.val", "nowhere"], "data", "data set nowhere does not exist"),
+        (["--data.stages", "[[0, 8]]"], "data", "rows of 8 tokens are too short for task single_needle"),
         (["--trainer.strategy", "fast"], "trainer", "fast"),
         (["--trainer.default_root_dir", f"{DEMO}/run"], "disk", "cannot be written"),
     ],
