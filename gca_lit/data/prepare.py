@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from itertools import chain
 from multiprocessing import connection, get_context, parent_process
@@ -94,7 +94,8 @@ def in_order(pool: Executor | None, function: Callable[[T], R], items: Iterable[
     waiting: deque[Any] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
+            with _interrupts_later():
+                waiting.append(pool.submit(function, item))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -102,6 +103,16 @@ def in_order(pool: Executor | None, function: Callable[[T], R], items: Iterable[
     finally:
         for future in waiting:
             future.cancel()
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """An interrupt waits for the end of the block; a process that starts in it inherits that, and never has one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _up_to_date(output: str, writer: ShardWriter) -> bool:

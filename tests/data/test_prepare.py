@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -173,3 +176,29 @@ def test_an_interrupt_ends_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
         main(["--input", "a.txt", "--output", "out"])
     assert stop.value.code == 130
     assert capsys.readouterr() == ("", "interrupted, the same command goes on behind the last whole shard\n")
+
+
+INTERRUPT = """
+import os, signal, sys
+if any("spawn_main" in argument for argument in sys.orig_argv):
+    os.kill(os.getpid(), signal.SIGINT)
+    try:
+        os.mkdir({once!r})
+        os.kill(os.getppid(), signal.SIGINT)
+    except FileExistsError:
+        pass
+"""
+
+
+def test_an_interrupt_while_workers_start_ends_in_one_line(tmp_path: Path) -> None:
+    """A terminal interrupts all processes: here each worker before its first import, and the command at the first."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT.format(once=str(tmp_path / "once")))
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text("some text")
+    path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
+    command = [sys.executable, "-m", "gca_lit.data.prepare", "--input", f"{tmp_path}/*.txt", "--workers", "2"]
+    command += ["--output", str(tmp_path / "out")]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60)
+    assert (tmp_path / "once").exists()
+    said = "interrupted, the same command goes on behind the last whole shard\n"
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", said)
