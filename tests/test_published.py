@@ -1,6 +1,8 @@
 """What is published agrees: tables with their rows, rows with the model files."""
 
+import csv
 import hashlib
+import statistics
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,16 @@ def test_the_page_of_language_models_has_the_tables_of_its_rows(folder, runs, tm
     perplexity_report.main([*(str(DOCS / "results" / folder / run) for run in runs), "--output", str(tmp_path)])
     made = (tmp_path / "perplexity.md").read_text(encoding="utf-8")
     assert made in (DOCS / "results" / "lm.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_language_models_has_the_table_of_its_probes():
+    with open(DOCS / "results" / "lm_25m_probes.csv", encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    page = (DOCS / "results" / "lm.md").read_text(encoding="utf-8")
+    for run in list(rows[0])[3:]:
+        cells = []
+        for first, last in ((701, 2400), (2401, 3200), (3201, 4000)):
+            both = [(row[run], row["sliding_window"]) for row in rows if first <= int(row["step"]) <= last]
+            apart = [float(mine) - float(other) for mine, other in both if mine]
+            cells.append(f"{statistics.median(apart):+.3f}" if apart else "")
+        assert f"| {run} | {' | '.join(cells)} |" in page
