@@ -1,7 +1,9 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -198,7 +200,9 @@ def test_an_interrupt_while_workers_start_ends_in_one_line(tmp_path: Path) -> No
     path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
     command = [sys.executable, "-m", "gca_lit.data.prepare", "--input", f"{tmp_path}/*.txt", "--workers", "2"]
     command += ["--output", str(tmp_path / "out")]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs do not hear it
+    env = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, preexec_fn=heard)
     assert (tmp_path / "once").exists()
     said = "interrupted, the same command goes on behind the last whole shard\n"
     assert (done.returncode, done.stdout, done.stderr) == (130, "", said)
