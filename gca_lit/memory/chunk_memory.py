@@ -33,6 +33,10 @@ class ChunkMemory:
         *full, last = self._blocks
         return [*full, last[:, : last.shape[1] - self._room]]
 
+    def blocks(self) -> tuple[Tensor, ...]:
+        """The same parts with the room behind the last key, which holds anything: they stay where they are."""
+        return tuple(self._blocks)
+
     def append(self, landmarks: Tensor, table: ChunkTable) -> None:
         """Keep a detached copy of a segment's chunks: landmarks [B, n, M'] and their K/V."""
         waiting = landmarks.detach()

@@ -37,8 +37,9 @@ class Decoding:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self._text, self._landmark = Replayed(self.text_row, decoder), Replayed(self.landmark_row, decoder)
-        groups = decoder.upper.groups if isinstance(decoder.upper, UpperHalf) else ()
-        self._rows = tuple(Replayed(cast(Group, group).row, group) for group in groups)
+        groups = cast(tuple[Group, ...], decoder.upper.groups if isinstance(decoder.upper, UpperHalf) else ())
+        self._rows = tuple(Replayed(group.row, group) for group in groups)
+        self._selects = tuple(Replayed(group.select, group.retriever) for group in groups)
 
     def takes(self, layout: Layout, wanted: tuple[int, int], state: ModelState) -> bool:
         """Whether a segment is one token that is read, and nothing waits for the upper layers but a landmark."""
@@ -53,7 +54,7 @@ class Decoding:
         row, first_row = torch.full((1,), layout.first_row, device=tokens.device), layout.first_row
         selections = tuple(one.selection for one in state.carried)
         if state.deferred.shape[1]:
-            state = self._select(state, row - 1, first_row // layout.block - 1)
+            state = self._select(state, row - 1, layout.block)
             made = tuple(one.selection for one in state.carried)
             selections, first_row = tuple(map(_both, selections, made)), first_row - 1
         elif state.carried:
@@ -102,16 +103,17 @@ class Decoding:
         state.memory.append(made.landmarks, made.table)
         return replace(state, lower=lower, pending=state.pending[:, :0].clone(), deferred=x)
 
-    def _select(self, state: ModelState, row: Tensor, chunk: int) -> ModelState:
-        """The landmark of `chunk` that waits, through the groups: each makes the selection of the rows behind it."""
+    def _select(self, state: ModelState, row: Tensor, block: int) -> ModelState:
+        """The landmark at `row` that waits, through the groups: each makes the selection of the rows behind it."""
         upper, memory = cast(UpperHalf, self.decoder.upper), state.memory
         assert memory is not None
-        x, done, carried = state.deferred, [], []
+        x, done, carried, chunk = state.deferred, [], [], row // block
         serving = state.carried if upper.shift else self._fetched(state)
-        for group, replayed, pasts, before in zip(upper.groups, self._rows, state.upper, serving, strict=True):
-            made = cast(Group, group).select(x, memory.landmarks(), chunk)
+        parts = zip(self._selects, self._rows, state.upper, serving, strict=True)
+        for select, run, pasts, before in parts:
+            made = select(x, chunk, held=memory.blocks())
             after = Carried(made, memory.fetch(made))
-            x, pasts = replayed(x, row, pasts, (after if upper.shift else before).fetched)
+            x, pasts = run(x, row, pasts, (after if upper.shift else before).fetched)
             done.append(pasts)
             carried.append(after)
         return replace(state, upper=tuple(done), carried=tuple(carried), deferred=x[:, :0].clone())

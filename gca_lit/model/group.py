@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gca_lit.attention.base import Dims, Past, RetrievalBackend, View
 from gca_lit.memory import ChunkMemory, ChunkTable, Selection
 from gca_lit.model.block import Block, run_blocks, view_at
-from gca_lit.model.retrieval import Noise, select
+from gca_lit.model.retrieval import Noise, select, select_one
 
 Fetched = tuple[ChunkTable, Selection]
 """K/V of chunks, and a selection whose ids index them."""
@@ -96,9 +96,10 @@ class Group(nn.Module):
             carried = Carried(Selection(selection.ids[:, -1:], selection.weights[:, -1:]))
         return x, pasts, selection, carried
 
-    def select(self, x: Tensor, keys: Sequence[Tensor], chunk: int) -> Selection:
-        """What the landmark of `chunk` selects, x [B, 1, M]."""
-        return select(self.retriever(x), keys, chunk, self.top_k)
+    def select(self, x: Tensor, chunk: Tensor, held: tuple[Tensor, ...]) -> Selection:
+        """What the landmark x [B, 1, M] of chunk number `chunk` [1] selects, of keys in blocks with room: a function of
+        shapes alone."""
+        return select_one(self.retriever(x), held, chunk, self.top_k)
 
     def row(
         self, x: Tensor, position: Tensor, pasts: tuple[Past, ...], fetched: Fetched

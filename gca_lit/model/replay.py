@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -29,25 +30,27 @@ class Replayed:
         self._seen: Hashable = None
         self._graph: Graph | None = None
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, held: tuple[Tensor, ...] = ()) -> Any:
+        """held: handed to `function` by that name and read where they lie: their values may change, not their place."""
+        function = partial(self._function, held=held) if held else self._function
         leaves: list[Any] = []
         structure = _flatten(inputs, leaves)
         if not _can_replay(leaves):
-            return self._function(*inputs)
-        key, seen = self._key(leaves, structure), self._seen
+            return function(*inputs)
+        key, seen = self._key(leaves, structure, held), self._seen
         self._seen = key
         if self._graph is None or self._graph.key != key:
             if key is None or key != seen:
-                return self._function(*inputs)
+                return function(*inputs)
             self._graph = None  # gives its memory back first
-            self._graph = Graph.capture(self._function, key, leaves, structure)
+            self._graph = Graph.capture(function, key, leaves, structure)
         return self._graph.replay(leaves)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a network, or a pickle of it, captures anew."""
         return self.__dict__ | {"_seen": None, "_graph": None}
 
-    def _key(self, leaves: Sequence[Tensor], structure: Hashable) -> Hashable:
+    def _key(self, leaves: Sequence[Tensor], structure: Hashable, held: Sequence[Tensor]) -> Hashable:
         """What a graph is made for, or None where some weights are elsewhere."""
         weights = self._weights.addresses()
         if weights is None:
@@ -55,7 +58,8 @@ class Replayed:
         device = leaves[0].device.type
         cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         shapes = tuple([(x.shape, x.dtype, x.device) for x in leaves])
-        return structure, shapes, cast, torch.get_float32_matmul_precision(), weights
+        places = tuple([(x.data_ptr(), x.shape, x.stride(), x.dtype) for x in held])
+        return structure, shapes, places, cast, torch.get_float32_matmul_precision(), weights
 
 
 class Weights:

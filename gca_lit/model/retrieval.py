@@ -94,11 +94,33 @@ def select(
                 other = documents[0][:, :, None] != documents[1][:, None, begin : begin + len(chunks)]
                 scores = scores.masked_fill_(other, -torch.inf)
             best = torch.cat((best, _candidates(scores, chunks, top_k)), -1).topk(top_k, -1).values
+    return _selection(best, queries, keys, noise is not None)
+
+
+def select_one(query: Tensor, keys: Sequence[Tensor], chunk: Tensor, top_k: int) -> Selection:
+    """`select` for the landmark of one chunk, without a gradient: what it does depends on shapes alone.
+
+    Args:
+        query: [B, 1, M'].
+        keys: consecutive parts [B, n, M'], chunk 0 first; behind the landmarks there may be anything.
+        chunk: its number, int64 [1].
+        top_k: slots, K.
+    """
+    with torch.no_grad(), _full_fp32(query.device):
+        scores = _scores(_asked(query, keys[-1]), keys, 1)
+        chunks = torch.arange(scores.shape[-1], device=scores.device)
+        found = _candidates(scores.masked_fill(chunks >= chunk, -torch.inf), chunks, top_k)
+        found = F.pad(found, (0, max(0, top_k - found.shape[-1])), value=NOTHING)
+        return _selection(found.topk(top_k, -1).values, query, keys, noisy=False)
+
+
+def _selection(best: Tensor, queries: Tensor, keys: Sequence[Tensor], noisy: bool) -> Selection:
+    """Of order keys [B, Q, K], the best first."""
     ids = torch.where(best == NOTHING, -1, LOW_BITS - (best & LOW_BITS))
-    if noise is None and queries.dtype != torch.float64 and not torch.is_grad_enabled():
-        scores = _score(best)
-    else:
+    if noisy or queries.dtype == torch.float64 or torch.is_grad_enabled():
         scores = _chosen_scores(queries, keys, ids)
+    else:
+        scores = _score(best)
     return Selection(ids, _softmax(scores, ids >= 0))
 
 

@@ -138,6 +138,19 @@ def test_other_weights_are_captured_anew_and_other_values_are_not(monkeypatch):
         assert captures.made == made
 
 
+def test_what_is_held_is_read_where_it_lies(monkeypatch):
+    captures, layer, held = Captures(monkeypatch), torch.nn.Linear(2, 2), torch.ones(3)
+    call = replay.Replayed(lambda x, held: x + sum(held), layer)
+    for _ in range(3):
+        assert torch.equal(call(torch.zeros(3), held=(held,)), held)
+        held += 1
+    assert captures.made == 1
+    for other in (held.clone(), held[:2]):
+        for _ in range(2):
+            assert torch.equal(call(torch.zeros(len(other)), held=(other,)), other)
+    assert captures.made == 3
+
+
 @torch.no_grad()
 def test_a_network_that_decoded_can_be_copied(monkeypatch):
     model, ids = decoder(gca()), tokens(24, 1)

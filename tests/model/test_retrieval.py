@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gca_lit.model import retrieval
-from gca_lit.model.retrieval import Noise, bf16_parts, select
+from gca_lit.model.retrieval import Noise, bf16_parts, select, select_one
 
 
 def data(B=2, Q=6, N=9, width=8, seed=0, dtype=torch.float64):
@@ -79,6 +79,21 @@ def test_looks_at_the_best_of_runs_first_and_stays_exact(monkeypatch, blocks_of,
         for q in range(5):
             order = scores[b, q, : 78 + q].sort(descending=True, stable=True).indices[:3]
             assert made.ids[b, q].tolist() == order.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("visible", [0, 1, 3, 60, 197])
+@torch.no_grad()
+def test_one_landmark_selects_the_same_from_blocks_with_room(visible, dtype):
+    queries, keys = data(Q=1, N=256, dtype=dtype)
+    keys[:, 40:60] = keys[:, :20]  # ties
+    keys[:, visible + 1 :] = torch.nan  # what the room holds
+    made = select_one(queries, keys.split((128, 128), 1), torch.tensor([visible]), top_k=4)
+    expected = select(queries, [keys[:, : visible + 1]], visible, top_k=4)
+    assert torch.equal(made.ids, expected.ids)
+    torch.testing.assert_close(made.weights, expected.weights)
+    few = select_one(queries, [keys[:, :2]], torch.tensor([visible]).clamp(max=2), top_k=4)
+    assert few.ids.shape == (2, 1, 4) and (few.ids[..., 2:] == -1).all()
 
 
 @pytest.mark.parametrize("size", [1.0, 1e30, 1e-30])
