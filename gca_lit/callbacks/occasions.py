@@ -37,6 +37,11 @@ class AtEvaluation(Callback):
         """Whether it will work in a stage of Lightning: "fit", "validate", "test" or "predict"."""
         return stage in ("validate", "test") or (stage == "fit" and self.during_fit_every is not None)
 
+    def step(self, trainer: Trainer) -> int:
+        """Optimizer steps behind the weights that are evaluated."""
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        return trainer.global_step if fitting or self.loaded_step is None else self.loaded_step
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.loaded_step = checkpoint.get("global_step")
 

@@ -80,11 +80,11 @@ class Rouge(AtEvaluation):
         means = {f"{split}_{key}": sum(row[key] for row in rows) / count for key in KEYS}
         model.log_dict(means, sync_dist=True)
         said = ", ".join(f"{key} {means[f'{split}_{key}']:.4f}" for key in KEYS)
-        rank_zero_info(f"step {trainer.global_step}, {count} pairs of {split}: {said}")
+        rank_zero_info(f"step {self.step(trainer)}, {count} pairs of {split}: {said}")
         if trainer.is_global_zero:
             file = ResultsFile(Path(trainer.default_root_dir) / self.output)
             for row in rows:
-                file.append({"split": split, "step": trainer.global_step, **row})
+                file.append({"split": split, "step": self.step(trainer), **row})
 
     def _row(self, trainer: Trainer, model: Any, pairs: Any, number: int) -> dict[str, Any]:
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]

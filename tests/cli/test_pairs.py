@@ -68,8 +68,8 @@ def test_scores(run: Run, overlay: str, run_dir: Path, monkeypatch: pytest.Monke
     run("fit", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0")
     monkeypatch.setattr(rouge, "generate", lambda *_: iter(b"The cat sat."))
     run("test", "--config", overlay, "--ckpt_path", "last", "--trainer.callbacks.pairs", "2")
-    found = [(row["split"], row["rouge1"], row["rouge2"], row["rougeL"]) for row in lines(run_dir)]
-    assert found == [("test", 0.5714, 0.4, 0.5714)] * 2
+    found = [(row["split"], row["step"], row["rouge1"], row["rouge2"], row["rougeL"]) for row in lines(run_dir)]
+    assert found == [("test", 1, 0.5714, 0.4, 0.5714)] * 2
 
 
 def test_starts_from_the_weights_of_a_checkpoint(run: Run, overlay: str, run_dir: Path, tmp_path: Path) -> None:
