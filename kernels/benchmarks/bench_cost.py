@@ -5,10 +5,11 @@
 
 Appends to DIR/bench_cost.csv a row for each size, row length and model, prints the table of all rows of that file and
 draws DIR/bench_cost.png; --plot prints and draws alone. Models are grouped cross attention with one and with two
-retrieval groups, a sliding window with two layers more, and full attention. A step is that of bench_training.py; its
-tokens are the same in all rows. The largest size recomputes its layers in the backward pass (gradient checkpointing),
-whatever the model. MFU is three analytic forwards of `Decoder.flops` by step time and the device's dense bfloat16 peak;
-what is recomputed does not count. Ratios are between rows of one run, so measure the sliding window in each.
+retrieval groups, as in configs/experiment/lm_25m.yaml, a sliding window with two layers more, and full attention. A
+step is that of bench_training.py; its tokens are the same in all rows. The largest size recomputes its layers in the
+backward pass (gradient checkpointing), whatever the model. MFU is three analytic forwards of `Decoder.flops` by step
+time and the device's dense bfloat16 peak; what is recomputed does not count. Ratios are between rows of one run, so
+measure the sliding window in each.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 
 import command
-from bench_training import CHUNK, MORE_LAYERS, TOP_K, WINDOW, measure
+from bench_training import MORE_LAYERS, measure
 from cost_figure import draw, table
 from gca_lit.attention import AttentionBackend, FullAttention, GroupedCrossAttention, SlidingWindow
 from gca_lit.callbacks.throughput import dense_peak
@@ -33,10 +34,23 @@ from gca_lit.model import Decoder, DecoderConfig
 from report import read
 
 LENGTHS = (4_096, 16_384, 65_536, 131_072)
+WINDOW = 128
+GCA = partial(
+    GroupedCrossAttention,
+    chunk_size=63,
+    window=WINDOW,
+    top_k=32,
+    lower_layers=2,
+    score="cosine",
+    residual="add",
+    softmax_offset=64.0,
+    smear_keys=True,
+    noise="none",
+)
 BACKENDS: dict[str, AttentionBackend] = {
     "sliding_window": SlidingWindow(WINDOW),
-    "gca_1_group": GroupedCrossAttention(CHUNK, WINDOW, TOP_K, groups=1),
-    "gca_2_groups": GroupedCrossAttention(CHUNK, WINDOW, TOP_K, groups=2),
+    "gca_1_group": GCA(groups=1),
+    "gca_2_groups": GCA(groups=2),
     "full": FullAttention(),
 }
 
@@ -69,7 +83,7 @@ class Size:
 SIZES = {
     "25m": Size(384, 6, 8, 1_280),
     "128m": Size(768, 12, 12, 2_048),
-    "350m": Size(1_024, 16, 24, 2_816, recompute=True),
+    "350m": Size(1_024, 16, 22, 2_816, recompute=True),
 }
 
 

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "kernels" / "benchmarks"))
 import bench_cost
 from cost_figure import draw, latest, ratio, table
 from origin import append
+from recipe import recipe_model
 
 TINY = bench_cost.Size(16, 2, 4, 16, recompute=True, vocabulary=300)
 LENGTH, TOKENS, PEAK = 256, 512, 1e12
@@ -19,6 +20,13 @@ LENGTH, TOKENS, PEAK = 256, 512, 1e12
 
 def cost(model, length=LENGTH):
     return bench_cost.cost(TINY, model, length, TOKENS, "cpu", warmup=1, steps=1, peak=PEAK)
+
+
+def test_attention_is_that_of_the_language_models(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    attention = recipe_model(Path("configs/experiment/lm_25m.yaml")).attention
+    assert vars(bench_cost.BACKENDS["gca_1_group"]) == vars(attention)
+    assert bench_cost.BACKENDS["sliding_window"].window == attention.window
 
 
 @pytest.mark.parametrize("model", bench_cost.BACKENDS)
