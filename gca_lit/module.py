@@ -44,7 +44,7 @@ class CausalLM(NetworkModule):
         decoder: size and shape.
         optimizer: makes the optimizer from parameter groups; norms and other vectors get no weight decay.
         schedule: of the learning rate.
-        store: where chunk K/V go while predicting; null is a HostStore.
+        store: where chunk K/V go in evaluation, predict and generate; null is a HostStore.
         predict_segment: text tokens of one forward while predicting.
         compile: compile layers, chunk encoder and loss with torch.compile: for the first row length, then once more for
             all others.

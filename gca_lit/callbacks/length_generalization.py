@@ -10,7 +10,6 @@ from lightning.pytorch import LightningModule, Trainer
 from gca_lit.callbacks.occasions import AtEvaluation
 from gca_lit.callbacks.sweep import Plan, Sweep
 from gca_lit.memory.base import ChunkStore
-from gca_lit.memory.host_store import HostStore
 
 
 class LengthGeneralization(AtEvaluation):
@@ -31,7 +30,7 @@ class LengthGeneralization(AtEvaluation):
             it runs once, with placement null.
         segment: text tokens of one forward.
         batch_tokens: episodes at once = batch_tokens // length, at least one.
-        store: where chunk K/V go; null is a HostStore.
+        store: where chunk K/V go; null is the model's store.
         seed: of the episodes.
         max_seconds: for all points of one length; the point at work then is partial, the rest are skipped.
         max_host_bytes: of K/V, for all ranks of a host; null is 80 % of what is available.
@@ -90,7 +89,7 @@ class LengthGeneralization(AtEvaluation):
             max_host_bytes=max_host_bytes,
             output=output,
         )
-        self.store = HostStore() if store is None else store
+        self.store = store
         self.enabled = enabled
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -102,7 +101,12 @@ class LengthGeneralization(AtEvaluation):
 
     def run(self, trainer: Trainer, model: Any, split: str) -> None:
         if self.enabled:
-            Sweep(self.plan, trainer, model, self.store, split, self.loaded_step).run()
+            Sweep(self.plan, trainer, model, self.store_for(model), split, self.loaded_step).run()
+
+    def store_for(self, model: Any) -> ChunkStore:
+        """Where chunk K/V go in an evaluation of `model`."""
+        store: ChunkStore = model.store if self.store is None else self.store
+        return store
 
 
 def _depths(depths: list[float] | int | None) -> list[float | None]:

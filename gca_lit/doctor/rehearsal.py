@@ -115,6 +115,7 @@ def find_needs(cli: Any, length: int | None, machine: Machine) -> Needs:
     if host is None and machine.available is not None:
         host = int(machine.available * SHARE_OF_HOST)
     device, ranks = trainer.strategy.root_device, trainer.num_devices
+    store = sweep.store_for(model)
     held = {part: size(count) for part, count in model.kv_bytes(tokens, episodes).items()}
 
     saving = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
@@ -131,9 +132,9 @@ def find_needs(cli: Any, length: int | None, machine: Machine) -> Needs:
         checkpoints=None if any(one.save_top_k < 0 for one in saving) else kept,
         workers=workers,
         batches=2 * workers * PREFETCH * data["batch_size"] * data["train_length"] * BYTES_OF_A_TOKEN,
-        evaluation=f"{tokens:,} tokens, {episodes} at once: chunk K/V {held['store']} in {type(sweep.store).__name__}, "
+        evaluation=f"{tokens:,} tokens, {episodes} at once: chunk K/V {held['store']} in {type(store).__name__}, "
         f"landmarks and other K/V {held['state']} on {device.type}",
-        shortage=shortage(model, tokens, episodes, sweep.store, device, host, ranks),
+        shortage=shortage(model, tokens, episodes, store, device, host, ranks),
         by_choice=length is None and model.max_length is not None and tokens > model.max_length,
     )
 

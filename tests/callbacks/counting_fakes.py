@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from gca_lit.memory import HostStore
 from gca_lit.tasks.base import Episode, Haystack, Task
 
 VOCAB = 16
@@ -96,6 +97,7 @@ class FakeModule(LightningModule):
         self.weight = nn.Parameter(torch.ones(1))
         self.reach, self.max_length = reach, max_length
         self.steps = 0
+        self.store = HostStore()
 
     def describe(self) -> dict[str, Any]:
         return {"backend": "gca", "window": 8, "k": 2, "chunk_size": None, "params": 1, "kv_bytes_per_token": 1}

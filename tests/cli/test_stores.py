@@ -4,6 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from gca_lit.callbacks.length_generalization import Sweep
 from gca_lit.cli import CLI
 from gca_lit.memory import DeviceStore, DiskStore
 
@@ -32,3 +35,16 @@ def test_a_sweep_on_disk_finds_what_one_in_memory_finds(run: Callable[..., None]
             ]
         )
     assert found[0] == found[1] and found[0]
+
+
+def test_a_sweep_without_a_store_of_its_own_takes_the_models(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("fit")
+    stores: list[str] = []
+    monkeypatch.setattr(Sweep, "run", lambda self: stores.append(type(self.store).__name__))
+    validate, disk = ("validate", "--ckpt_path", "last"), ("--model.store", "DiskStore")
+    run(*validate)
+    run(*validate, *disk)
+    run(*validate, *disk, "--length_generalization.store", "DeviceStore")
+    assert stores == ["HostStore", "DiskStore", "DeviceStore"]
