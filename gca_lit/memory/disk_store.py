@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -29,13 +30,17 @@ class DiskStore(HostStore):
             raise ValueError(f"DiskStore: host_mib must be at least two slabs, {2 * slab_mib} MiB, got {host_mib}")
         self.host_bytes = host_mib << 20
         self.directory = Path(directory or tempfile.gettempdir())
+        if not self.directory.exists():
+            raise FileNotFoundError(f"DiskStore: directory {self.directory} does not exist: make it, or name another")
+        if not self.directory.is_dir():
+            raise NotADirectoryError(f"DiskStore: {self.directory} is not a directory: name another")
+        if not os.access(self.directory, os.W_OK | os.X_OK):
+            raise PermissionError(f"DiskStore: directory {self.directory} cannot be written: name another")
 
     def needs(self, size: int) -> dict[str, int]:
         return {"host": min(size, self.host_bytes), "disk": max(0, size - self.host_bytes)}
 
     def _new_slabs(self, k: Tensor) -> SpillingSlabs:
-        if not self.directory.is_dir():
-            raise FileNotFoundError(f"DiskStore: directory {self.directory} does not exist")
         resident = max(2, self.host_bytes // self._slab_bytes)
         pin = k.device.type == "cuda"
         return SpillingSlabs(k, self._slab_bytes, pin, resident, self.directory, self._copies)

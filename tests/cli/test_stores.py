@@ -48,3 +48,13 @@ def test_a_sweep_without_a_store_of_its_own_takes_the_models(
     run(*validate, *disk)
     run(*validate, *disk, "--length_generalization.store", "DeviceStore")
     assert stores == ["HostStore", "DiskStore", "DeviceStore"]
+
+
+@pytest.mark.parametrize("command", [("validate",), ("generate", "--prompt", "-")])
+@pytest.mark.parametrize("store", ["model.store", "length_generalization.store"])
+def test_a_directory_that_is_none_is_refused_before_anything_runs(
+    refused: Callable[..., str], tiny: str, command: tuple[str, ...], store: str, tmp_path: Path
+) -> None:
+    flags = ("--config", tiny, "--ckpt_path", "last", f"--{store}", "DiskStore", f"--{store}.directory")
+    assert "nowhere does not exist: make it" in refused(*command, *flags, str(tmp_path / "nowhere"))
+    assert "tiny.yaml is not a directory" in refused(*command, *flags, tiny)

@@ -72,5 +72,14 @@ def test_a_full_disk_is_named_and_the_store_can_go_on(store, tmp_path, monkeypat
 def test_settings_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="host_mib must be at least two slabs, 128 MiB, got 100"):
         DiskStore(host_mib=100)
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        DiskStore(directory=str(tmp_path / "nowhere")).write(*chunks(1, 0))
+    with pytest.raises(FileNotFoundError, match=r"directory .*nowhere does not exist: make it, or name another"):
+        DiskStore(directory=str(tmp_path / "nowhere"))
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is not a directory: name another"):
+        DiskStore(directory=str(tmp_path / "file"))
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=f"directory {tmp_path} cannot be written: name another"):
+        DiskStore(directory=str(tmp_path))
