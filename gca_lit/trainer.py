@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gca_lit.callbacks.begun import Begun
+from gca_lit.callbacks.budget import refuse_shortage
 from gca_lit.callbacks.graceful_stop import GracefulStop
 from gca_lit.data.datamodule import ArrowDataModule
 from gca_lit.data.tokenizers import Tokenizer
@@ -83,6 +84,7 @@ class GeneratingTrainer(Trainer):
             about = {}
             if load_state is not None or save_state is not None:
                 about = identity(model, tokenizer.identity, str(self.precision))
+            refuse_shortage(model, before + len(ids), model.store, self.strategy.root_device)
             with torch.no_grad(), self.precision_plugin.forward_context():
                 if load_state is None:
                     state = model.new_state(1, model.store)

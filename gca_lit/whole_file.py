@@ -14,7 +14,7 @@ PART = ".part"
 
 
 class NotSaved(OSError):
-    """The disk did not take a file; those that were there before are as they were."""
+    """The disk did not take a file, or chunk K/V; files that were there before are as they were."""
 
 
 def is_full(error: OSError) -> bool:

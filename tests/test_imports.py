@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "gca_kernels": (set(), {"torch", "triton"}),
     "gca_lit.layers": (set(), {"torch"}),
-    "gca_lit.memory": ({"gca_kernels.gather"}, {"torch"}),
+    "gca_lit.memory": ({"gca_kernels.gather", "gca_lit.whole_file"}, {"torch"}),
     "gca_lit.attention": ({"gca_kernels", "gca_lit.layers", "gca_lit.memory"}, {"torch"}),
     "gca_lit.model": ({"gca_lit.layers", "gca_lit.attention.base", "gca_lit.memory"}, {"torch"}),
     "gca_lit.tasks": (set(), {"torch", "torchmetrics"}),

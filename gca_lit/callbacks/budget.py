@@ -54,3 +54,9 @@ def shortage(
         if held["device"] > total:
             return f"needs {size(held['device'])} of device memory, has {size(total)}"
     return None
+
+
+def refuse_shortage(model: Any, length: int, store: ChunkStore, device: torch.device) -> None:
+    """Raise ValueError when one text of `length` tokens cannot be held."""
+    if reason := shortage(model, length, 1, store, device, free_host_bytes()):
+        raise ValueError(f"{length:,} tokens: {reason}")

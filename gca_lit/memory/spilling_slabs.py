@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gca_lit.memory.copies import Copies
 from gca_lit.memory.slabs import ChunkSlabs
+from gca_lit.whole_file import NotSaved
 
 READERS = 8
 """Threads that read rows at once: a disk answers many small reads together much faster than one by one."""
@@ -87,10 +88,9 @@ class SpillingSlabs(ChunkSlabs):
                 written = os.pwrite(self._file.fileno(), data, at)
                 data, at = data[written:], at + written
         except OSError as error:
-            raise OSError(
-                error.errno,
+            raise NotSaved(
                 f"chunk K/V could not be written to {self._directory}, which holds {at:,} bytes of them already: "
-                f"{error.strerror}; make room, or name another directory",
+                f"{error.strerror}; make room, or name another directory"
             ) from error
 
     def _read(self, data: memoryview, number: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gca_lit import provenance
 from gca_lit.arguments import Arguments, line, said
-from gca_lit.callbacks.budget import free_host_bytes, shortage
+from gca_lit.callbacks.budget import refuse_shortage
 from gca_lit.cli import MISTAKES, Begun
 from gca_lit.data.tokenizers import Tokenizer
 from gca_lit.doctor.rehearsal import Rehearsal
@@ -123,8 +123,7 @@ def refuse_short(tokens: int, chunk_size: int) -> None:
 def run(cli: Any, tokens: Tensor) -> Any:
     """Trace on the device and in the precision of the configuration. Raises ValueError when it does not fit."""
     model, device, precision = cli.model, cli.trainer.strategy.root_device, cli.trainer.precision_plugin
-    if reason := shortage(model, len(tokens), 1, model.store, device, free_host_bytes()):
-        raise ValueError(f"{len(tokens):,} tokens: {reason}")
+    refuse_shortage(model, len(tokens), model.store, device)
     model = precision.convert_module(model).to(device).eval()
     try:
         with precision.forward_context():

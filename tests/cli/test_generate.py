@@ -1,18 +1,23 @@
 """generate continues a prompt on standard output, and reads a book once for many questions."""
 
+import errno
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from gca_lit.callbacks import budget
 from gca_lit.data.tokenizers import ByteTokenizer
+from gca_lit.memory import DiskStore
 from gca_lit.module import CausalLM
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +182,45 @@ def test_mistakes_end_with_one_line(
     (book / "chunks.bin").write_bytes((book / "chunks.bin").read_bytes()[:-1] + b"x")
     assert f"{book / 'chunks.bin'} is damaged" in message("--load_state", str(book))
     assert "needs --ckpt_path" in refused("generate", "--config", tiny, "--prompt", "-")
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_it_is_read(
+    generate: Generate, tiny: str, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_on_disk(self: DiskStore, size: int) -> dict[str, int]:
+        return {"host": 0, "disk": size}
+
+    book = str(tmp_path / "book")
+    generate(BOOK, "--save_state", book)
+    monkeypatch.setattr(CausalLM, "step", None)  # nothing is read
+    question = ("generate", "--config", tiny, "--ckpt_path", "last", "--prompt", str(tmp_path / "prompt.txt"))
+    (tmp_path / "prompt.txt").write_bytes(BOOK.encode() * 100)
+    disk = ("--model.store", "DiskStore", "--model.store.directory", str(tmp_path))
+    tokens = 100 * len(BOOK.encode())
+    monkeypatch.setattr(budget, "available_bytes", lambda: 1000)
+    assert re.match(f"{tokens:,} tokens: needs .* of host memory, has 800 B", refused(*question))
+    more = tokens + len(BOOK.encode())
+    assert refused(*question, "--load_state", book).startswith(f"{more:,} tokens: needs ")
+    monkeypatch.setattr(budget, "available_bytes", lambda: None)
+    monkeypatch.setattr(DiskStore, "needs", all_on_disk)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    assert re.match(f"{tokens:,} tokens: needs .* of disk, {tmp_path} has 0 B free", refused(*question, *disk))
+
+
+def test_a_disk_that_fills_ends_in_one_line(
+    trained: Path, run: Callable[..., None], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "p.txt").write_bytes(BOOK.encode() * 1000)
+    monkeypatch.setattr(os, "pwrite", full)
+    disk = f"{{class_path: DiskStore, init_args: {{slab_mib: 1, host_mib: 2, directory: {tmp_path}}}}}"
+    with pytest.raises(SystemExit) as stop:
+        run("generate", "--ckpt_path", "last", "--prompt", str(tmp_path / "p.txt"), "--model.store", disk)
+    assert stop.value.code == 1
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert f"chunk K/V could not be written to {tmp_path}" in said and "make room" in said
 
 
 def test_errors_of_a_generation_keep_their_traceback(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
