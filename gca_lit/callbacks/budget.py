@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gca_lit.host_memory import available_bytes
+from gca_lit.memory.host_store import HostStore
 from gca_lit.units import size
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def shortage(
     if device.type == "cpu":
         held["host"] += held.pop("device")
     if host is not None and ranks * held["host"] > host:
-        return f"needs {size(ranks * held['host'])} of host memory, has {size(host)}"
+        helps = type(store) is HostStore and ranks * (held["host"] - needs["store"]) <= host
+        remedy = "; --model.store DiskStore needs less" if helps else ""
+        return f"needs {size(ranks * held['host'])} of host memory, has {size(host)}{remedy}"
     if held["disk"]:
         folder = store.directory  # type: ignore[attr-defined]
         free = shutil.disk_usage(folder).free

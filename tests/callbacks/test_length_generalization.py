@@ -125,7 +125,7 @@ def test_skipped_for_host_memory(tmp_path):
     assert (long["status"], long["n"], long["reason"]) == (
         "skipped",
         0,
-        "needs 128.0 MiB of host memory, has 100.0 MiB",
+        "needs 128.0 MiB of host memory, has 100.0 MiB; --model.store DiskStore needs less",
     )
 
 

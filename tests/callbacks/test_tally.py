@@ -53,16 +53,26 @@ def test_ranks_are_joined():
 
 
 def test_what_does_not_fit(tmp_path: Path):
+    remedy = "; --model.store DiskStore needs less"
+
     def asks(length: int, store: object, host: int | None, ranks: int = 1) -> str | None:
         network = SimpleNamespace(max_length=None, kv_bytes=FakeModule().kv_bytes)
         return shortage(network, length, 2, store, torch.device("cpu"), host, ranks)
 
     assert asks(1024, HostStore(), 2 * GIB) is None and asks(1 << 30, HostStore(), None) is None
-    assert asks(1024, HostStore(), 3 * GIB, ranks=2) == "needs 4.0 GiB of host memory, has 3.0 GiB"
+    assert asks(1024, HostStore(), 3 * GIB, ranks=2) == "needs 4.0 GiB of host memory, has 3.0 GiB" + remedy
     assert asks(1024, DeviceStore(), GIB) == "needs 2.0 GiB of host memory, has 1.0 GiB"  # on a CPU, its device
+    assert asks(1024, HostStore(), GIB, ranks=2) == "needs 4.0 GiB of host memory, has 1.0 GiB" + remedy
     small = DiskStore(host_mib=1024, directory=str(tmp_path))
     assert asks(1024, small, 2 * GIB) is None
     assert asks(1024, small, 2 * GIB, ranks=3) == "needs 3.0 GiB of host memory, has 2.0 GiB"
     refused = asks(1 << 40, small, 2 * GIB)
     assert refused is not None and f"GiB of disk, {tmp_path} has " in refused
     assert (free_host_bytes() or 1) > 0
+
+
+def test_no_store_helps_where_what_lies_beside_it_does_not_fit() -> None:
+    network = SimpleNamespace(max_length=None, kv_bytes=lambda length, batch: {"store": GIB, "state": 3 * GIB})
+    cpu = torch.device("cpu")
+    assert shortage(network, 1, 1, HostStore(), cpu, 2 * GIB) == "needs 4.0 GiB of host memory, has 2.0 GiB"
+    assert "DiskStore" in (shortage(network, 1, 1, HostStore(), cpu, 3 * GIB) or "")

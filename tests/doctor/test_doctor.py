@@ -196,7 +196,8 @@ def test_needs_are_those_of_the_run(demo: list[str]) -> None:
     needs = rehearsal.find_needs(cli, None, machine)
     store = cli.model.kv_bytes(512_000, 1)["store"]
     assert (needs.device, needs.precision, needs.shortage) == ("cpu", "32-true", None)
-    assert "host memory" in (rehearsal.find_needs(cli, None, replace(machine, available=store)).shortage or "")
+    short = rehearsal.find_needs(cli, None, replace(machine, available=store)).shortage or ""
+    assert "host memory" in short and "--model.store DiskStore needs less" in short
     cli.model.network = None
     cli.model.configure_model()
     assert needs.weights == sum(parameter.nbytes for parameter in cli.model.parameters())
