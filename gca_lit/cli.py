@@ -47,6 +47,7 @@ from gca_lit.parsing import Parser, Refused, make, make_optimizer
 from gca_lit.run_directory import KeepConfig, RunLock
 from gca_lit.trainer import GeneratingTrainer
 from gca_lit.usage import UsageError, load_yaml
+from gca_lit.whole_file import refuse_overwriting
 
 WORDS = ("last", "best", "hpc", "registry")
 """What --ckpt_path takes beside a path."""
@@ -169,6 +170,9 @@ class CLI(LightningCLI):
             if path is None:
                 rank_zero_info(f"there is no checkpoint in {folder} yet: training starts from step 0")
             arguments["ckpt_path"] = path
+        if subcommand == "generate" and arguments["output"] is not None:
+            inputs = [arguments["prompt"], arguments["ckpt_path"], *(self._get(self.config, "config") or ())]
+            refuse_overwriting([Path(arguments["output"])], [Path(str(path)) for path in inputs])
         if subcommand == "fit" and _is_here(arguments.get("ckpt_path")):
             self.model.refuse_other_run(read_record(Path(arguments["ckpt_path"])))  # FSDP2 would load it before it asks
         return arguments

@@ -3,7 +3,7 @@
 import errno
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,19 @@ def saving(failed: str, remedy: Callable[[OSError], str] = remedy) -> Iterator[N
         raise NotSaved(f"{failed}: {cause.strerror or cause}; {remedy(cause)}") from error
 
 
+def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise ValueError when an output is the same file as an input, under whatever name."""
+    given = [path for path in inputs if path.exists()]
+    for output in outputs:
+        if output.exists() and any(output.samefile(path) for path in given):
+            raise ValueError(f"{output} is an input and would be overwritten: name another output")
+
+
+def part_of(path: Path) -> Path:
+    """Where a WholeFile is until all of it is there."""
+    return path.with_name(path.name + PART)
+
+
 class WholeFile:
     """A file that is written as NAME.part and gets its name when all of it is on the disk.
 
@@ -50,7 +63,7 @@ class WholeFile:
         self.path = path
         self.bytes = 0
         self.checks: list[int] = []
-        self._part = path.with_name(path.name + PART)
+        self._part = part_of(path)
         self._file = self._part.open("wb")
 
     def __enter__(self) -> Self:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gca_lit.arguments import Arguments, said
 from gca_lit.data.inputs import PART_BYTES, find_inputs, inspect, read_part
-from gca_lit.whole_file import WholeFile
+from gca_lit.whole_file import WholeFile, part_of, refuse_overwriting
 
 NUMBER = r"(?:[IVXLC]+|\d+)"
 NAME = r"(?i:chapter|chap\.|book|part|letter|canto)"
@@ -25,11 +25,16 @@ def book_pairs(inputs: list[str], output: str, text_column: str = "text") -> str
     `output` has both as `document` and `target`. Chapters of less than 8 paragraphs before it are left out. Returns one
     sentence that says how many pairs there are, and how many books have no heading that is known.
 
-    Raises ValueError or FileNotFoundError for inputs that cannot be used, and ValueError when they have no chapter.
+    Raises ValueError or FileNotFoundError for inputs that cannot be used, and ValueError when they have no chapter or
+    for an output that is an input or does not end in .jsonl.
     """
+    place, files = Path(output), find_inputs(inputs)
+    if place.suffix != ".jsonl":
+        raise ValueError(f"--output {output} must end in .jsonl")
+    refuse_overwriting([place, part_of(place)], map(Path, files))
     books = without = pairs = 0
-    with WholeFile(Path(output)) as file:
-        for path in find_inputs(inputs):
+    with WholeFile(place) as file:
+        for path in files:
             for text in _books(path, text_column):
                 found = list(chapter_pairs(text))
                 for document, target in found:

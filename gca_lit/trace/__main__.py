@@ -26,6 +26,7 @@ from gca_lit.doctor.rehearsal import Rehearsal
 from gca_lit.trace import page as trace_page
 from gca_lit.trace.selections import refuse_without_retrieval, trace
 from gca_lit.usage import UsageError, load_yaml
+from gca_lit.whole_file import refuse_overwriting
 
 
 def main(args: list[str] | None = None) -> int:
@@ -51,6 +52,8 @@ def main(args: list[str] | None = None) -> int:
         if options.output.suffix != ".html":
             raise UsageError(f"--output {options.output} must end in .html")
         cli, path = build(flags, options.ckpt_path)
+        configs = [Path(str(config)) for config in cli.config.validate.config]
+        refuse_overwriting(trace_page.files(options.output), [options.document, path, *configs])
         tokens = read_document(options.document, cli.datamodule.tokenizer, options.length)
         refuse_short(len(tokens), cli.model.chunk_size)
         step = load(cli.model, path)

@@ -16,8 +16,9 @@ from gca_lit.results import plots
 from gca_lit.trace.script import SCRIPT
 from gca_lit.trace.selections import Trace, measure
 from gca_lit.trace.template import TEMPLATE
-from gca_lit.whole_file import WholeFile, saving
+from gca_lit.whole_file import WholeFile, part_of, saving
 
+SUFFIXES = (".html", ".json", ".png")
 BINS = 600
 """Cells of the picture in each direction, at most."""
 
@@ -45,16 +46,22 @@ def save(found: Trace, title: str, about: dict[str, Any], page: Path, group: int
     results = {"document": title, **size, "k": found.ids.shape[-1], "groups": groups, **about}
     drawn = BytesIO()
     picture(found, title, drawn)
-    contents = {
-        ".html": html_page(found, title, about, groups, group).encode(),
-        ".json": (json.dumps(results, indent=2, allow_nan=False) + "\n").encode(),
-        ".png": drawn.getvalue(),
-    }
+    contents = (
+        html_page(found, title, about, groups, group).encode(),
+        (json.dumps(results, indent=2, allow_nan=False) + "\n").encode(),
+        drawn.getvalue(),
+    )
     with saving(f"{page} could not be written"), ExitStack() as files:
         page.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, content in contents.items():
+        for suffix, content in zip(SUFFIXES, contents, strict=True):
             files.enter_context(WholeFile(page.with_suffix(suffix))).write(content)
     return results
+
+
+def files(page: Path) -> list[Path]:
+    """All that `save` writes, under the final names and those before."""
+    written = [page.with_suffix(suffix) for suffix in SUFFIXES]
+    return written + [part_of(path) for path in written]
 
 
 def html_page(found: Trace, title: str, about: dict[str, Any], groups: list[dict[str, Any]], group: int) -> str:

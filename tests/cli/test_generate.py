@@ -169,6 +169,11 @@ def test_mistakes_end_with_one_line(
     assert "there is no saved state in" in message("--load_state", str(tmp_path / "nowhere"))
     assert "book exists already" in message("--save_state", str(book))
     assert "there is no directory" in message("--output", str(tmp_path / "nowhere" / "out.txt"))
+    assert "good.txt is an input" in message("--output", str(tmp_path / "good.txt"))
+    assert (tmp_path / "good.txt").read_text(encoding="utf-8") == BOOK
+    assert "tiny.yaml is an input" in message("--output", tiny)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("last-*")
+    assert f"{checkpoint} is an input" in message("--output", str(checkpoint))
     assert "runs on one device, not on 2" in message("--trainer.devices", "2")
     assert "sampling.top_p must be above 0" in message("--sampling.top_p", "0")
     assert "segment must be at least 1" in message("--segment", "0")

@@ -52,3 +52,22 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(ValueError, match="no chapter heading is found in the 1 books of"):
         book_pairs([str(tmp_path / "none.txt")], str(tmp_path / "none.jsonl"))
     assert not (tmp_path / "none.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own.jsonl", "own.jsonl is an input"),
+        ("link.jsonl", "link.jsonl is an input"),
+        ("own.txt", "own.txt must end in .jsonl"),
+    ],
+)
+def test_outputs_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str) -> None:
+    content = json.dumps({"text": book("CHAPTER I")})
+    (tmp_path / "own.jsonl").write_text(content)
+    (tmp_path / "link.jsonl").symlink_to("own.jsonl")
+    with pytest.raises(SystemExit) as stop:
+        main(["--input", str(tmp_path / "*wn.jsonl"), "--output", str(tmp_path / name)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and message in line
+    assert (tmp_path / "own.jsonl").read_text() == content and len(list(tmp_path.iterdir())) == 2

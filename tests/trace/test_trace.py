@@ -176,6 +176,22 @@ def test_wrong_commands(trace_command: Callable[..., int], flags: list[str], mes
     assert not list(tmp_path.glob("page*"))
 
 
+@pytest.mark.parametrize("name", ["d.html", "d.json", "d.png", "d.html.part"])
+def test_a_document_is_not_overwritten(trace_command: Callable[..., int], tmp_path: Path, capsys, name: str) -> None:
+    (tmp_path / name).write_text("A text of its own.", encoding="utf-8")
+    assert trace_command("--document", str(tmp_path / name), "--output", str(tmp_path / "d.html")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / name} is an input" in line
+    assert [path.name for path in tmp_path.glob("d.*")] == [name]
+    assert (tmp_path / name).read_text(encoding="utf-8") == "A text of its own."
+
+
+def test_a_configuration_is_not_overwritten(trace_command: Callable[..., int], tmp_path: Path, capsys) -> None:
+    (tmp_path / "d.json").write_text('{"seed_everything": 2}', encoding="utf-8")
+    assert trace_command("--config", str(tmp_path / "d.json"), "--output", str(tmp_path / "d.html")) == 2
+    assert f"{tmp_path / 'd.json'} is an input" in capsys.readouterr().err
+
+
 def test_an_interrupt_ends_quietly(trace_command: Callable[..., int], monkeypatch, capsys) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
