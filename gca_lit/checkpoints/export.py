@@ -1,7 +1,7 @@
 """Publish the weights of a checkpoint: `python -m gca_lit.checkpoints.export CHECKPOINT --output FILE.safetensors`.
 
-validate, test, predict, generate and model.init_from take the file in the place of a checkpoint; training cannot go on
-from it, for it has nothing of the optimizer.
+validate, test, predict, generate, python -m gca_lit.trace and model.init_from take the file in the place of a
+checkpoint; training cannot go on from it, for it has nothing of the optimizer.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from torch import Tensor
 from gca_lit import provenance
 from gca_lit.arguments import Arguments, line, said
 from gca_lit.callbacks.budget import refuse_shortage
+from gca_lit.checkpoints.files import WholeCheckpointIO
 from gca_lit.cli import MISTAKES, Begun
 from gca_lit.data.tokenizers import Tokenizer
 from gca_lit.doctor.rehearsal import Rehearsal
@@ -92,7 +93,7 @@ def build(flags: list[str], ckpt_path: str) -> tuple[Any, Path]:
 
 def load(model: Any, path: Path) -> int:
     """Give the model its weights; the optimizer step that they are of."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = WholeCheckpointIO().load_checkpoint(path)
     model.on_load_checkpoint(checkpoint)
     model.configure_model()
     model.load_state_dict(checkpoint["state_dict"])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gca_lit.attention import FullAttention, GroupedCrossAttention
 from gca_lit.callbacks import RetrievalTrace
+from gca_lit.checkpoints.export import main as export
 from gca_lit.cli import main as run_cli
 from gca_lit.data.tokenizers import ByteTokenizer
 from gca_lit.memory import HostStore
@@ -174,6 +175,16 @@ def test_wrong_commands(trace_command: Callable[..., int], flags: list[str], mes
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
     assert not list(tmp_path.glob("page*"))
+
+
+def test_weights_alone(trace_command: Callable[..., int], trained: tuple[str, Path], tmp_path: Path) -> None:
+    assert trace_command() == 0
+    expected = json.loads((tmp_path / "page.json").read_text(encoding="utf-8"))
+    file = str(tmp_path / "tiny.safetensors")
+    export([str(trained[1] / "checkpoints" / "last-step=2.ckpt"), "--output", file, "--dtype", "float32"])
+    assert trace_command("--ckpt_path", file) == 0
+    results = json.loads((tmp_path / "page.json").read_text(encoding="utf-8"))
+    assert (results["global_step"], results["groups"]) == (2, expected["groups"])
 
 
 @pytest.mark.parametrize("name", ["d.html", "d.json", "d.png", "d.html.part"])
