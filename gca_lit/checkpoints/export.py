@@ -20,7 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Arguments(prog="python -m gca_lit.checkpoints.export", description="Publish the weights of a checkpoint.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--output", type=Path, required=True, help=f"new {SUFFIX} file")
-    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float16", "float32"],
+        default="bfloat16",
+        help="what the weights are rounded to (default: bfloat16, half the size); float32 rounds nothing",
+    )
     options = parser.parse_args(arguments)
     if options.output.suffix != SUFFIX:
         parser.error(f"--output {options.output} must end in {SUFFIX}")
@@ -30,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_weights(read_checkpoint(options.checkpoint), options.output, getattr(torch, options.dtype))
     except (OSError, ValueError) as error:
         parser.error(said(error))
-    print(f"{options.output}: {options.output.stat().st_size:,} bytes")
+    print(f"{options.output}: {options.output.stat().st_size:,} bytes, {options.dtype}")
 
 
 if __name__ == "__main__":

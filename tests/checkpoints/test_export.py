@@ -22,9 +22,12 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-def test_weights_come_back_rounded_once(checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_come_back_rounded_once(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "models" / "small.safetensors"
     main([str(checkpoint), "--output", str(file)])
+    assert capsys.readouterr().out == f"{file}: {file.stat().st_size:,} bytes, bfloat16\n"
     check_checkpoint(file)
     saved, found = read_checkpoint(checkpoint), WholeCheckpointIO().load_checkpoint(file)
     assert (found["gca_lit"], found["global_step"]) == (ABOUT, 9)
@@ -40,6 +43,13 @@ def test_exact_in_fp32(checkpoint: Path, tmp_path: Path) -> None:
     main([str(checkpoint), "--output", str(file), "--dtype", "float32"])
     for name, weight in read_checkpoint(checkpoint)["state_dict"].items():
         assert torch.equal(read_weights(file)["state_dict"][name], weight)
+
+
+def test_help_says_what_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "default: bfloat16" in said and "float32 rounds nothing" in said
 
 
 @pytest.mark.parametrize("name", ["there.safetensors", "weights.bin"])
