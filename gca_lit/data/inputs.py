@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-MARK = b"\xef\xbb\xbf"  # of UTF-8, at the start of a file: it is no text
 PART_BYTES = 8 << 20
 ROWS = 1 << 16  # of a part of a .parquet file, at most
 
@@ -96,7 +96,7 @@ def _text_parts(path: str, columns: Sequence[str], part_bytes: int) -> Iterator[
         raise ValueError(f"input {path} has no columns {', '.join(columns)}: give .jsonl or .parquet files")
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
-        start = len(MARK) if file.read(len(MARK)) == MARK else 0
+        start = len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
         file.seek(start)
         while start < size:
             block = file.read(part_bytes)

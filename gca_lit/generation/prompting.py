@@ -34,11 +34,14 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _parts(file: BinaryIO, name: str) -> Iterator[str]:
-    """The text of `file`; all parts but the last end behind a line end, where there is one."""
+    """The text of `file`, but no byte order mark; all parts but the last end behind a line end, where there is one."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    text, at, last = "", 0, False
+    text, last = "", False
+    head = file.read(len(codecs.BOM_UTF8))
+    at = len(codecs.BOM_UTF8) if head == codecs.BOM_UTF8 else 0
+    head = head[at:]
     while not last:
-        block = file.read(BLOCK)
+        head, block = b"", head + file.read(BLOCK)
         last = not block
         if text and not last:
             cut = text.rfind("\n") + 1 or len(text)

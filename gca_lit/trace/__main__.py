@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 import warnings
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def read_document(path: Path, tokenizer: Tokenizer, length: int | None) -> Tenso
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode().removeprefix(BOM_UTF8.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
     if not text:

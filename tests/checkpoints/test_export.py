@@ -22,9 +22,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-def test_weights_come_back_rounded_once(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_come_back_rounded_once(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "models" / "small.safetensors"
     main([str(checkpoint), "--output", str(file)])
     assert capsys.readouterr().out == f"{file}: {file.stat().st_size:,} bytes, bfloat16\n"

@@ -40,6 +40,26 @@ def test_parts_are_cut_behind_lines_and_a_short_text_is_one(tmp_path: Path, monk
     assert max(map(len, parts)) <= 2 * 64
 
 
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 1 << 20])
+@pytest.mark.parametrize("stdin", [False, True])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, stdin: bool) -> None:
+    """It marks the encoding at the start; further on it is a character."""
+
+    def ids(content: bytes) -> list[int]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        (tmp_path / "p.txt").write_bytes(content)
+        return encode_prompt("-" if stdin else str(tmp_path / "p.txt"), ByteTokenizer()).tolist()
+
+    monkeypatch.setattr(prompting, "BLOCK", block)
+    for text in ("a", "é\ufeff, the rest", "\ufeff"):
+        assert ids(("\ufeff" + text).encode()) == list(text.encode())
+    assert ids(b"a") == [97]
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        ids("\ufeff".encode())
+    with pytest.raises(ValueError, match=r"at byte 4$"):
+        ids("\ufeffa".encode() + b"\xff")
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("für".encode())))
     assert encode_prompt("-", ByteTokenizer()).tolist() == list("für".encode())

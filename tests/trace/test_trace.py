@@ -203,6 +203,17 @@ def test_a_configuration_is_not_overwritten(trace_command: Callable[..., int], t
     assert f"{tmp_path / 'd.json'} is an input" in capsys.readouterr().err
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_text("\ufeffé\ufeff", encoding="utf-8")
+    assert decode(command.read_document(tmp_path / "d.txt", ByteTokenizer(), None).tolist()) == "é\ufeff"
+    (tmp_path / "d.txt").write_bytes("\ufeffa".encode() + b"\xff")
+    with pytest.raises(ValueError, match=r"at byte 4$"):
+        command.read_document(tmp_path / "d.txt", ByteTokenizer(), None)
+    (tmp_path / "d.txt").write_text("\ufeff", encoding="utf-8")
+    with pytest.raises(ValueError, match="is empty"):
+        command.read_document(tmp_path / "d.txt", ByteTokenizer(), None)
+
+
 def test_an_interrupt_ends_quietly(trace_command: Callable[..., int], monkeypatch, capsys) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
