@@ -25,12 +25,14 @@ def book_pairs(inputs: list[str], output: str, text_column: str = "text") -> str
     `output` has both as `document` and `target`. Chapters of less than 8 paragraphs before it are left out. Returns one
     sentence that says how many pairs there are, and how many books have no heading that is known.
 
-    Raises ValueError or FileNotFoundError for inputs that cannot be used, and ValueError when they have no chapter or
-    for an output that is an input or does not end in .jsonl.
+    Raises ValueError or FileNotFoundError for inputs that cannot be used or have no chapter, and for an output that is
+    an input, does not end in .jsonl, or whose directory is not there.
     """
     place, files = Path(output), find_inputs(inputs)
     if place.suffix != ".jsonl":
         raise ValueError(f"--output {output} must end in .jsonl")
+    if not place.absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no directory {place.absolute().parent} for the output: make it")
     refuse_overwriting([place, part_of(place)], map(Path, files))
     books = without = pairs = 0
     with WholeFile(place) as file:

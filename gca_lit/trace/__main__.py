@@ -37,8 +37,10 @@ def main(args: list[str] | None = None) -> int:
     """
     parser = Arguments(
         prog="python -m gca_lit.trace",
+        usage="%(prog)s --config FILE ... --ckpt_path FILE --document FILE.txt --output FILE.html [flags of validate]",
         description="Show what a checkpoint retrieves in a document.",
-        epilog="All flags of validate can be given too, --config FILE first of all.",
+        epilog="--config FILE is required, the configuration of the checkpoint: as for validate, it can be given "
+        "several times. All other flags of validate can be given too.",
         allow_abbrev=False,
     )
     parser.add_argument("--ckpt_path", required=True, help="the checkpoint, or last")

@@ -60,6 +60,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("own.jsonl", "own.jsonl is an input"),
         ("link.jsonl", "link.jsonl is an input"),
         ("own.txt", "own.txt must end in .jsonl"),
+        ("none/x.jsonl", "there is no directory {}/none for the output: make it\n"),
     ],
 )
 def test_outputs_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str) -> None:
@@ -68,6 +69,6 @@ def test_outputs_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "link.jsonl").symlink_to("own.jsonl")
     with pytest.raises(SystemExit) as stop:
         main(["--input", str(tmp_path / "*wn.jsonl"), "--output", str(tmp_path / name)])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2 and message in line
+    (line,) = capsys.readouterr().err.splitlines(keepends=True)
+    assert stop.value.code == 2 and message.format(tmp_path) in line
     assert (tmp_path / "own.jsonl").read_text() == content and len(list(tmp_path.iterdir())) == 2

@@ -228,6 +228,13 @@ def test_command_without_a_configuration(capsys) -> None:
     assert stop.value.code == 2 and "--config FILE" in capsys.readouterr().err
 
 
+def test_help_names_the_configuration(capsys) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    usage, _, rest = capsys.readouterr().out.partition("\n\n")
+    assert "trace --config FILE" in usage and "--config FILE is required" in " ".join(rest.split())
+
+
 def test_callback(trained: tuple[str, Path], tmp_path: Path) -> None:
     config, run = trained
     callback = ["--trainer.callbacks+=RetrievalTrace", "--trainer.callbacks.length=100"]
