@@ -96,6 +96,7 @@ def _refuse_duplicates(node: yaml.Node | None) -> None:
 
 
 def _nearest(name: str, candidates: Iterable[str]) -> str:
+    candidates = [one for one in candidates if one != name]
     matches = get_close_matches(name, list(candidates), n=1)
     return f"; did you mean {matches[0]}?" if matches else ""
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torchmetrics.functional.text.rouge import rouge_score
 
 from gca_lit.callbacks.occasions import AtEvaluation, sharded
+from gca_lit.callbacks.rows import shared_columns
 from gca_lit.generation.sampling import Sampling, check_length, generate, read
 from gca_lit.memory.base import ChunkStore
 from gca_lit.memory.host_store import HostStore
@@ -24,8 +25,8 @@ class Rouge(AtEvaluation):
     """Generates the targets of data.pairs greedily and compares them with the references, in validate, test and fit.
 
     Logs val_rouge1, val_rouge2 and val_rougeL (test_... in test): F-measures, the mean over the pairs. A line of
-    `output` in the trainer's default_root_dir has split, step, pair, these measures of the pair, prediction and
-    reference; a prediction ends before end of text.
+    `output` in the trainer's default_root_dir has split, step, pair, these measures of the pair, prediction, reference,
+    and whose they are: sha256 of the checkpoint, commit and command. A prediction ends before end of text.
 
     Ranks divide the pairs among them; with sharded weights (FSDP) all ranks generate all of them together.
 
@@ -81,10 +82,12 @@ class Rouge(AtEvaluation):
         model.log_dict(means, sync_dist=True)
         said = ", ".join(f"{key} {means[f'{split}_{key}']:.4f}" for key in KEYS)
         rank_zero_info(f"step {self.step(trainer)}, {count} pairs of {split}: {said}")
+        about = shared_columns(trainer, model, trainer.datamodule, self.loaded_step)  # type: ignore[attr-defined]
+        origin = {name: about[name] for name in ("checkpoint_sha256", "commit", "command")}
         if trainer.is_global_zero:
             file = ResultsFile(Path(trainer.default_root_dir) / self.output)
             for row in rows:
-                file.append({"split": split, "step": self.step(trainer), **row})
+                file.append({"split": split, "step": self.step(trainer), **row, **origin})
 
     def _row(self, trainer: Trainer, model: Any, pairs: Any, number: int) -> dict[str, Any]:
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]

@@ -88,7 +88,8 @@ class RowMaker:
             if self.mixture.text_share(length) < 1 and self._weight(i) > 0 and length < task.min_length():
                 raise ValueError(
                     f"rows of {length} tokens are too short for task {task.name}, which takes {task.min_length()}: "
-                    "begin with longer rows, or give the task weight 0"
+                    "take longer rows (data.train_length, data.stages), make it shorter (data.pairs.max_length), "
+                    "or give it weight 0"
                 )
 
     def choose(self, number: int, length: int) -> int:

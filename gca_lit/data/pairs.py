@@ -67,7 +67,7 @@ class PairSet:
         if (worst := int(room.min())) < 0:
             raise ValueError(
                 f"a target of {reader.place} has {settings.max_length - worst:,} tokens with its separator, more than "
-                f"pairs.max_length = {settings.max_length:,}: raise it, or leave out long targets"
+                f"pairs.max_length = {settings.max_length:,}: raise it, or prepare the pairs without such targets"
             )
         if (long := int((over > 0).sum())) and settings.too_long == "refuse":
             raise ValueError(

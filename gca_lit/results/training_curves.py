@@ -41,7 +41,7 @@ def training_losses(folder: Path) -> Points:
         begun = min(logged, default=math.inf)
         points = {tokens: loss for tokens, loss in points.items() if tokens < begun} | logged
     if not points:
-        raise ValueError(f"{folder}/csv has no {TOKENS} and {LOSS}: train there with the CSV logger")
+        raise ValueError(f"{folder}/csv has no {TOKENS} and {LOSS}: train for log_every_n_steps at least")
     return sorted(points.items())
 
 

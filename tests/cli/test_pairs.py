@@ -68,6 +68,7 @@ def test_scores(run: Run, overlay: str, run_dir: Path, monkeypatch: pytest.Monke
     run("fit", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0")
     monkeypatch.setattr(rouge, "generate", lambda *_: iter(b"The cat sat."))
     run("test", "--config", overlay, "--ckpt_path", "last", "--trainer.callbacks.pairs", "2")
+    assert len({row["checkpoint_sha256"] for row in lines(run_dir)}) == 1
     found = [(row["split"], row["step"], row["rouge1"], row["rouge2"], row["rougeL"]) for row in lines(run_dir)]
     assert found == [("test", 1, 0.5714, 0.4, 0.5714)] * 2
 

@@ -121,7 +121,7 @@ def test_a_run_that_went_on_replaces_what_was_lost(tmp_path, capsys):
     assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
     log(tmp_path / "validated", 0)
     wrong = {
-        "validated": "validated/csv has no throughput/tokens_seen and train_loss: train there with the CSV logger",
+        "validated": "validated/csv has no throughput/tokens_seen and train_loss: train for log_every_n_steps at least",
         "out": "out is not the directory of a run with the CSV logger: it has no csv/version_*/metrics.csv",
         "nowhere": "there is no directory",
         "out/loss.png": "there is no directory",
