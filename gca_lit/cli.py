@@ -42,7 +42,6 @@ from gca_lit.checkpoints.weights import SUFFIX
 from gca_lit.data.datamodule import ArrowDataModule
 from gca_lit.exits import MISTAKES, TRACEBACK, end, lost
 from gca_lit.module import CausalLM
-from gca_lit.page_locking import lock_pages_in_threads
 from gca_lit.parsing import Parser, Refused, make, make_optimizer
 from gca_lit.run_directory import KeepConfig, RunLock
 from gca_lit.trainer import GeneratingTrainer
@@ -60,7 +59,6 @@ def main(args: list[str] | None = None) -> None:
     data-loader worker that died end with one line and exit code 1. The environment variable GCA_LIT_TRACEBACK=1 shows
     the traceback instead. Other errors of a run that has begun keep theirs.
     """
-    lock_pages_in_threads()
     if args is None:
         _in_utf_8()
     set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))

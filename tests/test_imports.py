@@ -27,7 +27,6 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "gca_lit.muon": (set(), {"torch"}),
     "gca_lit.arguments": (set(), set()),
     "gca_lit.host_memory": (set(), set()),
-    "gca_lit.page_locking": (set(), set()),
     "gca_lit.units": (set(), set()),
     "gca_lit.whole_file": (set(), set()),
     "gca_lit.provenance": (set(), {"torch"}),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gca_lit.memory.ahead import MadeAhead
+from gca_lit.memory.page_locked import page_locked
 
 AHEAD = 512 << 20
 """Bytes of the slabs that are made ahead, at most; one slab in any case."""
@@ -17,14 +18,14 @@ class ChunkSlabs:
     """Chunks of equal shape, kept in slabs of as many as fit.
 
     One chunk of one batch row is one contiguous row of a slab: K, then V, [2, C, J, D]. Growing by whole slabs copies
-    nothing. torch rounds pinned allocations up to a power of two bytes: `slab_bytes` should be one.
+    nothing.
 
     Args:
         like: K of some chunks [B, n, C, J, D]: batch size, shape and dtype of everything to come.
         device: where the slabs live.
         slab_bytes: upper bound of the size of a slab (one chunk at least).
-        pin: page-lock the slabs, for asynchronous copies. This takes long: from the second slab on the next ones are
-            made ahead, in a thread, half as many as are in use.
+        pin: page-lock the slabs, for asynchronous copies with the device of `like`. This takes long: from the second
+            slab on the next ones are made ahead, in a thread, half as many as are in use.
         most: slabs that are ever needed at once, none is made beyond them; None for any number.
     """
 
@@ -38,7 +39,11 @@ class ChunkSlabs:
         self.rows_per_slab = max(1, slab_bytes // self.row_bytes)
         self.device, self.pin = device, pin
         shape = (self.rows_per_slab, self.width)
-        self._make = partial(torch.empty, shape, dtype=self.dtype, device=device, pin_memory=pin)
+        self._make = (
+            partial(page_locked, shape, self.dtype, like.device)
+            if pin
+            else partial(torch.empty, shape, dtype=self.dtype, device=device)
+        )
         self.most_ahead = max(1, AHEAD // (self.rows_per_slab * self.row_bytes))
         self._ahead = MadeAhead(self._make, self.most_ahead, most) if pin else None
         self.slabs: list[Tensor] = []

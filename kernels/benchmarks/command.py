@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from gca_lit.page_locking import lock_pages_in_threads
 from origin import append, origin
 
 
@@ -27,7 +26,6 @@ def parser(description: str, table: str, figure: bool = False) -> ArgumentParser
 
 def begin(made: ArgumentParser, options: Namespace) -> dict[str, str]:
     """The origin of all rows to come; ends the command where there is no CUDA device, or no name of a commit."""
-    lock_pages_in_threads()
     if not torch.cuda.is_available():
         made.error("this benchmark needs a CUDA device")
     try:
