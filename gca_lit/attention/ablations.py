@@ -1,4 +1,7 @@
-"""Grouped cross attention with a retriever that learns nothing: what end-to-end retrieval is compared with."""
+"""Grouped cross attention with a retriever that learns nothing: what end-to-end retrieval is compared with.
+
+A slope that learns nothing stays at 0, so there is none, and `recency` changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,9 @@ class DetachedRetrieval(GroupedCrossAttention):
     def retriever(self, dims: Dims) -> nn.Module:
         return Detached(super().retriever(dims))
 
+    def slope(self) -> None:
+        return None
+
 
 class RandomRetrieval(GroupedCrossAttention):
     """Every query chunk selects chunks at random, with nearly equal weights; the same for equal states."""
@@ -34,6 +40,9 @@ class RandomRetrieval(GroupedCrossAttention):
 
     def retriever(self, dims: Dims) -> nn.Module:
         return Scrambled(dims.width)
+
+    def slope(self) -> None:
+        return None
 
 
 class Detached(nn.Module):

@@ -157,6 +157,10 @@ class RetrievalBackend(AttentionBackend):
     smear_keys: bool = False
     free_settings = ("window", "max_length", "top_k", "noise", "impl")
 
+    def slope(self) -> nn.Parameter | None:
+        """What a doubling of its distance takes from a chunk's score, [1], of one retrieval group; None for nothing."""
+        return None
+
     def index(self, table: ChunkTable, selection: Selection) -> Any:
         """What the mixers of a group share beside the table and its selection; made outside of compiled layers."""
         return None

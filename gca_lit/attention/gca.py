@@ -38,6 +38,9 @@ class GroupedCrossAttention(RetrievalBackend):
         landmark_reads: selection that serves a landmark's own row: the one its block has ("previous"), or its "own".
         smear_keys: move each key of a chunk towards that of the token before it, by a learned share per key/value head
             (see `model.chunks.Smear`): a row that asks for a token then reads the one behind it.
+        recency: each retrieval group learns a slope, which starts at 0, and takes slope * log2(distance) from a score:
+            a doubling of the distance costs the slope. The distance of chunk j from the landmark of chunk i is i - j
+            chunks: 1 for the nearest that it can select, which costs nothing.
         noise: Gumbel noise on the scores while choosing, in training only.
         impl: implementation of the attention operation.
     """
@@ -58,6 +61,7 @@ class GroupedCrossAttention(RetrievalBackend):
         softmax_offset: float = 0.0,
         landmark_reads: Literal["previous", "own"] = "previous",
         smear_keys: bool = False,
+        recency: bool = False,
         noise: Literal["gumbel", "none"] = "gumbel",
         impl: Literal["auto", "reference", "triton"] = "auto",
     ) -> None:
@@ -80,7 +84,8 @@ class GroupedCrossAttention(RetrievalBackend):
         self.groups, self.lower_layers, self.encoder_layers = groups, lower_layers, encoder_layers
         self.score, self.retrieval_width, self.residual = score, retrieval_width, residual
         self.softmax_offset, self.landmark_reads = softmax_offset, landmark_reads
-        self.smear_keys, self.noise, self.impl = smear_keys, noise, impl
+        self.smear_keys, self.recency = smear_keys, recency
+        self.noise, self.impl = noise, impl
 
     def plan(self, layers: int) -> tuple[LayerPlan, ...]:
         lower = layers // 2 if self.lower_layers is None else self.lower_layers
@@ -103,6 +108,9 @@ class GroupedCrossAttention(RetrievalBackend):
 
     def retriever(self, dims: Dims) -> nn.Module:
         return Retriever(dims.width, self.retrieval_width, self.score)
+
+    def slope(self) -> nn.Parameter | None:
+        return nn.Parameter(torch.zeros(1)) if self.recency else None
 
     def index(self, table: ChunkTable, selection: Selection) -> GCAIndex | None:
         """The inverse index that the backward kernels read; the reference needs none."""

@@ -39,7 +39,7 @@ class Decoding:
         self._text, self._landmark = Replayed(self.text_row, decoder), Replayed(self.landmark_row, decoder)
         groups = cast(tuple[Group, ...], decoder.upper.groups if isinstance(decoder.upper, UpperHalf) else ())
         self._rows = tuple(Replayed(group.row, group) for group in groups)
-        self._selects = tuple(Replayed(group.select, group.retriever) for group in groups)
+        self._selects = tuple(Replayed(group.select, group) for group in groups)
 
     def takes(self, layout: Layout, wanted: tuple[int, int], state: ModelState) -> bool:
         """Whether a segment is one token that is read, and nothing waits for the upper layers but a landmark."""

@@ -73,7 +73,7 @@ class Group(nn.Module):
         super().__init__()
         self.number, self.top_k, self.recompute = number, attention.top_k, recompute
         self.dims, self.index = dims, attention.index
-        self.retriever = attention.retriever(dims)
+        self.retriever, self.slope = attention.retriever(dims), attention.slope()
         self.layers = nn.ModuleList(layers)
 
     def empty_pasts(self, batch_size: int, like: Tensor) -> tuple[Past, ...]:
@@ -99,7 +99,7 @@ class Group(nn.Module):
     def select(self, x: Tensor, chunk: Tensor, held: tuple[Tensor, ...]) -> Selection:
         """What the landmark x [B, 1, M] of chunk number `chunk` [1] selects, of keys in blocks with room: a function of
         shapes alone."""
-        return select_one(self.retriever(x), held, chunk, self.top_k)
+        return select_one(self.retriever(x), held, chunk, self.top_k, self.slope)
 
     def row(
         self, x: Tensor, position: Tensor, pasts: tuple[Past, ...], fetched: Fetched
@@ -116,7 +116,7 @@ class Group(nn.Module):
             return carried.selection, carried.fetched or run.memory.table(carried.selection, none)
         noise = None if run.noise is None else Noise(run.noise, self.number)
         queries = self.retriever(x[:, run.ends])
-        made = select(queries, run.keys, run.first_chunk, self.top_k, noise, run.documents)
+        made = select(queries, run.keys, run.first_chunk, self.top_k, noise, run.documents, self.slope)
         selection = Selection(
             torch.cat((carried.selection.ids, made.ids), 1),
             torch.cat((carried.selection.weights.to(made.weights.dtype), made.weights), 1),

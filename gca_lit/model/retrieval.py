@@ -61,6 +61,7 @@ def select(
     top_k: int,
     noise: Noise | None = None,
     documents: tuple[Tensor, Tensor] | None = None,
+    recency: Tensor | None = None,
 ) -> Selection:
     """The `top_k` best earlier chunks of each query chunk, and their softmax weights.
 
@@ -75,6 +76,8 @@ def select(
         noise: added to the scores while choosing.
         documents: (document of each query's landmark [B, Q], document of each chunk's first token [B, N]); only chunks
             that begin in the query's document are visible.
+        recency: slope [1]: chunk j loses slope * log2(i - j) of its score for the query of chunk i; the nearest that is
+            visible, i - 1, loses nothing.
 
     Returns:
         ids int64 [B, Q, K] in order of falling (noisy) score, weights [B, Q, K] in fp32 or wider.
@@ -86,6 +89,8 @@ def select(
         for begin, parts in _blocks(keys, asked.shape[:2].numel(), first + queries.shape[1] - 1):
             scores = _scores(asked, parts, queries.shape[1])
             chunks = torch.arange(begin, begin + scores.shape[-1], device=scores.device)
+            if recency is not None:
+                scores = scores.sub_(_penalties(recency, first - begin, *scores.shape[1:]))
             if noise is not None:
                 scores = scores + noise(asking, chunks)
             if begin + len(chunks) > first:
@@ -94,10 +99,12 @@ def select(
                 other = documents[0][:, :, None] != documents[1][:, None, begin : begin + len(chunks)]
                 scores = scores.masked_fill_(other, -torch.inf)
             best = torch.cat((best, _candidates(scores, chunks, top_k)), -1).topk(top_k, -1).values
-    return _selection(best, queries, keys, noise is not None)
+    return _selection(best, queries, keys, noise is not None, asking, recency)
 
 
-def select_one(query: Tensor, keys: Sequence[Tensor], chunk: Tensor, top_k: int) -> Selection:
+def select_one(
+    query: Tensor, keys: Sequence[Tensor], chunk: Tensor, top_k: int, recency: Tensor | None = None
+) -> Selection:
     """`select` for the landmark of one chunk, without a gradient: what it does depends on shapes alone.
 
     Args:
@@ -105,23 +112,45 @@ def select_one(query: Tensor, keys: Sequence[Tensor], chunk: Tensor, top_k: int)
         keys: consecutive parts [B, n, M'], chunk 0 first; behind the landmarks there may be anything.
         chunk: its number, int64 [1].
         top_k: slots, K.
+        recency: see `select`.
     """
     with torch.no_grad(), _full_fp32(query.device):
         scores = _scores(_asked(query, keys[-1]), keys, 1)
         chunks = torch.arange(scores.shape[-1], device=scores.device)
+        if recency is not None:
+            scores = scores.sub_(_penalty(recency, chunk - chunks))
         found = _candidates(scores.masked_fill(chunks >= chunk, -torch.inf), chunks, top_k)
         found = F.pad(found, (0, max(0, top_k - found.shape[-1])), value=NOTHING)
-        return _selection(found.topk(top_k, -1).values, query, keys, noisy=False)
+        return _selection(found.topk(top_k, -1).values, query, keys, False, chunk, recency)
 
 
-def _selection(best: Tensor, queries: Tensor, keys: Sequence[Tensor], noisy: bool) -> Selection:
-    """Of order keys [B, Q, K], the best first."""
+def _selection(
+    best: Tensor, queries: Tensor, keys: Sequence[Tensor], noisy: bool, asking: Tensor, recency: Tensor | None
+) -> Selection:
+    """Of order keys [B, Q, K], the best first; asking: chunk numbers of the queries [Q]."""
     ids = torch.where(best == NOTHING, -1, LOW_BITS - (best & LOW_BITS))
     if noisy or queries.dtype == torch.float64 or torch.is_grad_enabled():
         scores = _chosen_scores(queries, keys, ids)
+        if recency is not None:
+            scores = scores - _penalty(recency, asking[:, None] - ids)
     else:
         scores = _score(best)
     return Selection(ids, _softmax(scores, ids >= 0))
+
+
+def _penalty(slope: Tensor, distances: Tensor) -> Tensor:
+    """What these distances in chunks take from a score."""
+    wide = torch.promote_types(slope.dtype, torch.float32)
+    return slope.to(wide) * distances.to(wide).clamp(min=1).log2()
+
+
+def _penalties(slope: Tensor, distance: int, queries: int, chunks: int) -> Tensor:
+    """`_penalty` [Q, n] of consecutive query chunks and chunks, the first ones at `distance`.
+
+    They have Q + n - 1 distances in all, of which each row is a piece.
+    """
+    distances = torch.arange(distance + max(queries, 1) - 1, distance - chunks, -1, device=slope.device)
+    return _penalty(slope, distances).unfold(0, chunks, 1).flip(0)
 
 
 def _asked(queries: Tensor, keys: Tensor) -> Tensor:

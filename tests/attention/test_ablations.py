@@ -13,12 +13,13 @@ CONFIG = DecoderConfig(width=32, heads=2, kv_heads=2, layers=3, mlp_width=32, po
 @pytest.mark.parametrize("score", ["dot", "cosine"])
 def test_the_retriever_has_no_gradient(backend, score):
     torch.manual_seed(0)
-    attention = backend(chunk_size=7, window=16, top_k=3, lower_layers=1, score=score, retrieval_width=8, noise="none")
+    settings = {"score": score, "retrieval_width": 8, "recency": True, "noise": "none"}
+    attention = backend(chunk_size=7, window=16, top_k=3, lower_layers=1, **settings)
     network = Decoder(CONFIG, attention, 50)
     network(torch.randint(50, (2, 100))).hidden.square().sum().backward()
     with_gradient = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert any("encoder.kv" in name for name in with_gradient)
-    assert not any("retriever" in name or "landmark_key" in name for name in with_gradient)
+    assert not any("retriever" in name or "landmark_key" in name or "slope" in name for name in with_gradient)
 
 
 def test_random_selections_are_spread_evenly():

@@ -9,7 +9,7 @@ from gca_lit.model import Decoder, DecoderConfig, chunked_cross_entropy, decoder
 
 BACKENDS = {
     "gca": lambda: GroupedCrossAttention(chunk_size=7, window=16, top_k=2),
-    "gca_smeared": lambda: GroupedCrossAttention(chunk_size=7, window=16, top_k=2, smear_keys=True),
+    "gca_switches": lambda: GroupedCrossAttention(chunk_size=7, window=16, top_k=2, smear_keys=True, recency=True),
     "gca_triton": lambda: GroupedCrossAttention(chunk_size=7, window=16, top_k=2, impl="triton"),
     "sliding_window": lambda: SlidingWindow(window=16),
     "full": FullAttention,
@@ -42,7 +42,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "checkpointing"),
     [
-        *(pytest.param(name, False, marks=SLOW if name in ("gca_smeared", "gca_triton") else ()) for name in BACKENDS),
+        *(pytest.param(name, False, marks=SLOW if name in ("gca_switches", "gca_triton") else ()) for name in BACKENDS),
         pytest.param("gca", True, marks=SLOW),
     ],
 )

@@ -35,7 +35,8 @@ def test_full_attention(length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "backend", [FullAttention(), SlidingWindow(7), gca(smear_keys=True), gca(retrieval_width=6, score="cosine")]
+    "backend",
+    [FullAttention(), SlidingWindow(7), gca(smear_keys=True, recency=True), gca(retrieval_width=6, score="cosine")],
 )
 @pytest.mark.parametrize("length", [3, 66, 101])
 def test_linear_maps(backend: AttentionBackend, length: int) -> None:

@@ -146,13 +146,14 @@ def test_nothing_visible_has_weight_and_gradient_zero():
     assert queries.grad.isfinite().all() and keys.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("recency", [None, torch.tensor([0.7])])
 @pytest.mark.parametrize("scale", [1.0, -1e-3, 1e4])
-def test_weights_are_the_same_with_and_without_a_gradient(scale):
+def test_weights_are_the_same_with_and_without_a_gradient(scale, recency):
     queries, keys = data(Q=7, N=9, dtype=torch.float32)
     queries = (scale * queries).requires_grad_()
-    made = select(queries, [keys], first=0, top_k=4)
+    made = select(queries, [keys], first=0, top_k=4, recency=recency)
     with torch.no_grad():
-        again = select(queries, [keys], first=0, top_k=4)
+        again = select(queries, [keys], first=0, top_k=4, recency=recency)
     assert torch.equal(made.ids, again.ids)
     torch.testing.assert_close(again.weights, made.weights.detach(), rtol=0, atol=1e-6 * max(1, abs(scale)))
 

@@ -37,13 +37,16 @@ def score_gaps(model, ids, monkeypatch):
     """Differences between the last chunk chosen and the first one left out, wherever one is."""
     gaps = []
 
-    def spy(queries, keys, first, top_k, *rest):
+    def spy(queries, keys, first, top_k, noise, documents, recency):
         scores = queries.float() @ torch.cat(list(keys), 1).float().transpose(1, 2)
         for q in range(scores.shape[1]):
-            seen = scores[:, q, : first + q].sort(-1, descending=True).values
+            seen = scores[:, q, : first + q]
+            if recency is not None:
+                seen = seen - recency * torch.arange(first + q, 0, -1).log2()
+            seen = seen.sort(-1, descending=True).values
             if seen.shape[-1] > top_k:
                 gaps.append((seen[:, top_k - 1] - seen[:, top_k]).min().item())
-        return select(queries, keys, first, top_k, *rest)
+        return select(queries, keys, first, top_k, noise, documents, recency)
 
     with monkeypatch.context() as patch:
         patch.setattr(group, "select", spy)

@@ -25,10 +25,10 @@ def test_rows_of_any_number_of_chunks_give_every_parameter_a_gradient(backend, T
 
 
 def test_the_language_model_loss_reaches_the_retriever():
-    model = decoder(gca(groups=2, score="cosine", retrieval_width=8, residual="add")).train()
+    model = decoder(gca(groups=2, score="cosine", retrieval_width=8, residual="add", recency=True)).train()
     loss_of(model, tokens(60)).backward()
     for name, parameter in model.upper.groups.named_parameters():
-        if "retriever" in name:
+        if "retriever" in name or "slope" in name:
             assert parameter.grad.abs().sum() > 0, name
     assert model.upper.encoder.landmark_key.linear.weight.grad.abs().sum() > 0
     assert model.landmark.grad.abs().sum() > 0
@@ -43,6 +43,32 @@ def test_gradient_checkpointing_changes_nothing(backend):
         grads.append([p.grad for p in model.parameters()])
     for plain, recomputed in zip(*grads, strict=True):
         torch.testing.assert_close(plain, recomputed, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_recency_adds_a_vector_to_each_group_that_changes_nothing_at_first_and_does_not_decay(training):
+    plain, model = (decoder(gca(groups=2, recency=recency)).train(training) for recency in (False, True))
+    weights = dict(model.named_parameters())
+    slopes = [weights.pop(f"upper.groups.{number}.slope") for number in range(2)]
+    assert weights.keys() == dict(plain.named_parameters()).keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in plain.named_parameters())
+    vectors = model.parameter_groups()[-1]
+    assert vectors["name"] == "vectors" and all(any(p is slope for p in vectors["params"]) for slope in slopes)
+    without, later = (network(tokens(80), noise=torch.arange(2)) for network in (plain, model))
+    assert all(not torch.equal(a.ids, b.ids) for a, b in zip(without.selections, later.selections, strict=True))
+    for slope in slopes:
+        slope.data = model.attention.slope().to(slope)
+    assert torch.equal(without.hidden, model(tokens(80), noise=torch.arange(2)).hidden)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recency_under_autocast_and_in_bf16(dtype):
+    model, ids = decoder(BACKENDS["gca recency"], dtype).train(), tokens(60)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        step = model(ids, noise=torch.arange(2))
+        loss_of(model, ids, noise=torch.arange(2)).backward()
+    assert all(made.weights.dtype == torch.float32 for made in step.selections)
+    assert all(group.slope.grad.abs() > 0 for group in model.upper.groups)
 
 
 def test_noise_needs_training_mode():
