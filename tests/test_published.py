@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import re
 import statistics
 from pathlib import Path
 
@@ -40,14 +41,35 @@ def test_rows_of_a_published_model_are_of_this_very_file(model):
 @pytest.mark.parametrize(
     "folder, runs",
     [
+        ("lm_25m", ("gca_recency", "gca_2_groups_recency", "sliding_window", "full")),
+        ("lm_128m", ("gca_recency", "gca_2_groups_recency", "sliding_window", "full")),
         ("lm_25m_window_512", ("gca", "gca_offset", "sliding_window", "full")),
         ("lm_25m_window_128", ("gca", "gca_2_groups", "gca_k16", "sliding_window")),
     ],
 )
 def test_the_page_of_language_models_has_the_tables_of_its_rows(folder, runs, tmp_path):
-    perplexity_report.main([*(str(DOCS / "results" / folder / run) for run in runs), "--output", str(tmp_path)])
-    made = (tmp_path / "perplexity.md").read_text(encoding="utf-8")
+    made = report([DOCS / "results" / folder / run for run in runs], tmp_path)
     assert made in (DOCS / "results" / "lm.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_has_the_books_of_the_page_of_language_models():
+    page = (DOCS / "results" / "lm.md").read_text(encoding="utf-8")
+    books = page.split("### books: perplexity by left context, in tokens\n\n")[1].split("\n\n")[0]
+    assert books in (DOCS.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "results").glob("*/perplexity.md")), ids=lambda page: page.parent.name)
+def test_a_page_of_perplexity_has_all_runs_beside_it(page, tmp_path):
+    runs = re.findall(r"^\| (\w+) \| (?:gca|sliding_window|full) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(runs) == {path.name for path in page.parent.iterdir() if path.is_dir()}
+    files = [f"{corpus}{by}.jsonl" for by in ("", "_by_position") for corpus in ("books", "math")]
+    made = report([page.parent / run for run in dict.fromkeys(runs)], tmp_path, "--files", *files)
+    assert made == page.read_text(encoding="utf-8")
+
+
+def report(runs, folder, *flags):
+    perplexity_report.main([*map(str, runs), "--output", str(folder), *flags])
+    return (folder / "perplexity.md").read_text(encoding="utf-8")
 
 
 def test_the_page_of_language_models_has_the_table_of_its_probes():

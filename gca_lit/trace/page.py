@@ -74,6 +74,7 @@ def html_page(found: Trace, title: str, about: dict[str, Any], groups: list[dict
         "window": found.window,
         "slots": found.ids.shape[-1],
         "group": group,
+        "strong": strong_weight(found.weights),
         "groups": [
             {
                 "ids": ids.flatten().tolist(),
@@ -114,6 +115,7 @@ def picture(found: Trace, title: str, file: IO[bytes]) -> None:
     """Draw what each chunk looks back to, one panel for each group; where cells meet, the largest weight counts."""
     plt = plots.pyplot()
     G, N, _ = found.ids.shape
+    strong = strong_weight(found.weights)
     figure, panels = plt.subplots(1, G, squeeze=False, layout="constrained", figsize=(1.2 + 4.6 * G, 4.8))
     for group, axes in enumerate(panels[0]):
         grid = selection_grid(found.ids[group], found.weights[group])
@@ -123,7 +125,7 @@ def picture(found: Trace, title: str, file: IO[bytes]) -> None:
             origin="lower",
             cmap="viridis_r",
             vmin=0,
-            vmax=1,
+            vmax=strong,
             interpolation="nearest",
         )
         axes.plot([found.window, N], [0, N - found.window], color="0.4", linestyle="--", linewidth=1, label="window")
@@ -135,11 +137,18 @@ def picture(found: Trace, title: str, file: IO[bytes]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("chunk looked back to", fontsize=9)
     panels[0, 0].legend(loc="upper left", frameon=False, fontsize=8)
-    bar = figure.colorbar(image, ax=panels[0].tolist(), fraction=0.04, pad=0.02, label="weight")
+    extend = "neither" if strong == 1 else "max"
+    bar = figure.colorbar(image, ax=panels[0].tolist(), fraction=0.04, pad=0.02, label="weight", extend=extend)
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(f"What is retrieved: {title}", fontsize=11, parse_math=False)
     figure.savefig(file, dpi=160)
     plt.close(figure)
+
+
+def strong_weight(weights: torch.Tensor) -> float:
+    """The weight that is drawn in full strength: one of a hundred weights above 0 is at least as large."""
+    some = weights[weights > 0].double().sort().values
+    return some[int(0.99 * len(some))].item() if len(some) else 1.0
 
 
 def selection_grid(ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -85,7 +85,7 @@ function paintPicture(width, height, ink) {  // all selections of the group, in 
     if (ids[at] < 0) continue;
     const left = Math.floor(Math.floor(at / slots) / chunks * width);
     const top = height - Math.floor(ids[at] / chunks * height) - high;
-    const alpha = 25 + 230 * weights[at] / 10000;
+    const alpha = 25 + 230 * Math.min(1, weights[at] / 10000 / data.strong);
     for (let y = Math.max(0, top); y < top + high; y++) {
       for (let x = left; x < Math.min(width, left + wide); x++) {
         const pixel = 4 * (y * width + x);

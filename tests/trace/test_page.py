@@ -74,6 +74,12 @@ def test_a_full_disk_leaves_no_half_page(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_weight_of_a_hundred_is_drawn_in_full_strength() -> None:
+    weights = torch.cat((torch.full((3, 33), 0.02), torch.zeros(3, 40), torch.tensor([[0.5], [0.04], [0.03]])), 1)
+    assert trace_page.strong_weight(weights[None]) == pytest.approx(0.04)
+    assert trace_page.strong_weight(torch.ones(1, 9, 1)) == 1 and trace_page.strong_weight(torch.zeros(1, 3, 2)) == 1
+
+
 def test_cells_of_the_picture() -> None:
     grid = trace_page.selection_grid(torch.tensor(IDS), torch.tensor(WEIGHTS))
     assert grid.shape == (6, 6) and grid[0, 3] == 0.5 and grid[2, 5] == 0.75 and grid[3, 5] == 0.25 and grid[5, 3] == 0
