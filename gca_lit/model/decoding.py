@@ -79,7 +79,7 @@ class Decoding:
         if isinstance(decoder.upper, UpperHalf):
             x, done = below, []
             for group, pasts, chunks in zip(decoder.upper.groups, upper, fetched, strict=True):
-                x, pasts = cast(Group, group).row(x, row, pasts, chunks)
+                x, pasts = cast(Group, group).seen_row(x, view, pasts, chunks)
                 done.append(pasts)
             upper = tuple(done)
         else:

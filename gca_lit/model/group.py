@@ -105,8 +105,14 @@ class Group(nn.Module):
         self, x: Tensor, position: Tensor, pasts: tuple[Past, ...], fetched: Fetched
     ) -> tuple[Tensor, tuple[Past, ...]]:
         """One row x [B, 1, M] at `position` [1], served by K chunks -> (x, new pasts); a function of shapes alone."""
+        return self.seen_row(x, view_at(position, x, self.dims), pasts, fetched)
+
+    def seen_row(
+        self, x: Tensor, view: View, pasts: tuple[Past, ...], fetched: Fetched
+    ) -> tuple[Tensor, tuple[Past, ...]]:
+        """The same of a row whose view is known."""
         table, slots = fetched
-        view = replace(view_at(position, x, self.dims), table=table, selection=slots, index=self.index(table, slots))
+        view = replace(view, table=table, selection=slots, index=self.index(table, slots))
         return run_blocks(self.layers, pasts, x, view, False)
 
     def _select(self, x: Tensor, carried: Carried, run: Run) -> tuple[Selection, Fetched]:

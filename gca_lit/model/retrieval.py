@@ -19,7 +19,7 @@ from torch import Tensor
 from gca_lit.memory.base import Selection
 
 LANDMARKS_AT_ONCE, FEWEST_AT_ONCE = 32_768, 1024
-SCORES_AT_ONCE = 2**23
+SCORES_AT_ONCE = 2**25
 """Bounds of what is held at a time: landmarks made fp32, and scores of a batch (which yield to FEWEST_AT_ONCE)."""
 RUN = 64
 """Landmarks whose best score is looked at before their own."""
