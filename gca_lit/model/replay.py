@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -105,16 +105,18 @@ class Graph(NamedTuple):
         with torch.inference_mode(False):
             inputs = _room(leaves)
         _copy(inputs, leaves)
-        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        stream, current = _side_stream(device), torch.cuda.current_stream(device)
         graph, outputs = torch.cuda.CUDAGraph(), list[Tensor]()
-        with _no_cast_kept():
-            stream.wait_stream(current)
-            with torch.cuda.stream(stream):  # compiles what it has to, and makes room for the libraries
-                function(*_unflatten(structure, iter(inputs)))
-            current.wait_stream(stream)
-            # other threads may make pinned memory meanwhile
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        stream.wait_stream(current)
+        with _no_cast_kept(), torch.cuda.stream(stream):
+            function(*_unflatten(structure, iter(inputs)))  # compiles what it has to, and makes room for the libraries
+            # other threads may make pinned memory meanwhile; torch.cuda.graph would empty the allocator's cache first
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
                 given = _flatten(function(*_unflatten(structure, iter(inputs))), outputs)
+            finally:
+                graph.capture_end()
+        current.wait_stream(stream)
         return cls(key, graph, inputs, outputs, given)
 
     def replay(self, leaves: Sequence[Tensor]) -> Any:
@@ -123,6 +125,12 @@ class Graph(NamedTuple):
         results = _room(self.outputs)
         _copy(results, self.outputs)
         return _unflatten(self.structure, iter(results))
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures: the matrix libraries keep memory for each stream that they have seen."""
+    return torch.cuda.Stream(device)
 
 
 @contextmanager

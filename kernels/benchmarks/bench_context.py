@@ -41,7 +41,7 @@ LENGTHS = (16_384, 262_144, 1_048_576, 16_384_000)
 SEGMENT = 65_536
 BACKENDS = ("gca", "sliding_window")
 STORES: dict[str, type[ChunkStore]] = {"host": HostStore, "device": DeviceStore}
-NEW_TOKENS = 256
+NEW_TOKENS = 1024
 
 
 @torch.no_grad()
