@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import re
 import statistics
 from pathlib import Path
@@ -65,6 +66,16 @@ def test_a_page_of_perplexity_has_all_runs_beside_it(page, tmp_path):
     files = [f"{corpus}{by}.jsonl" for by in ("", "_by_position") for corpus in ("books", "math")]
     made = report([page.parent / run for run in dict.fromkeys(runs)], tmp_path, "--files", *files)
     assert made == page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "results" / "trace").glob("*.json")), ids=lambda path: path.stem)
+def test_the_page_of_language_models_has_what_was_traced(path):
+    traced = json.loads(path.read_text(encoding="utf-8"))
+    (group,) = traced["groups"]
+    found = group["references"]
+    shares = [f"{100 * found[name]:.1f} %" for name in ("found", "found_next", "chance", "nearest")]
+    row = f"| {path.stem} | {traced['tokens']:,} | {found['count']} | {' | '.join(shares)} |"
+    assert row in (DOCS / "results" / "lm.md").read_text(encoding="utf-8")
 
 
 def report(runs, folder, *flags):

@@ -62,8 +62,10 @@ class Throughput(Callback):
         self._watch.start()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if not _due(trainer, trainer.global_step + 1):
+            return
         grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        if grads and _due(trainer, trainer.global_step + 1):
+        if grads:
             pl_module.log("grad_norm", total_norm(grads, trainer))
 
     def on_train_batch_end(
