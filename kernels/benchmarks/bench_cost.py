@@ -45,6 +45,7 @@ GCA = partial(
     residual="add",
     softmax_offset=64.0,
     smear_keys=True,
+    recency=True,
     noise="none",
 )
 BACKENDS: dict[str, AttentionBackend] = {
