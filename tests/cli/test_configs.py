@@ -40,12 +40,12 @@ STACKS = [
     (BASE,),
     (DEMO_BASE,),
     *((BASE, one) for one in OVERLAYS),
-    *((BASE, *pair) for pair in PAIRS),
     *((BASE, one) for one in EXPERIMENTS),
     *((NEEDLE, one) for one in NEEDLES if one.stem not in BEHIND_FOUR_TASKS),
     *((NEEDLE, FOUR_TASKS, FOUR_TASKS.with_name(f"{stage}.yaml")) for stage in BEHIND_FOUR_TASKS),
     *((DEMO_BASE, one) for one in [*DEMO, *OVERLAYS] if one.parent.name in ("demo", "trainer", "eval")),
 ]
+SLOW_STACKS = [pytest.param((BASE, *pair), marks=pytest.mark.slow) for pair in PAIRS]
 ALWAYS = (
     LengthGeneralization,
     LengthGrowth,
@@ -74,7 +74,7 @@ def test_no_configuration_is_left_out() -> None:
     assert {path for stack in STACKS for path in stack} | loggers == set(CONFIGS.rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("stack", STACKS, ids=name)
+@pytest.mark.parametrize("stack", [*STACKS, *SLOW_STACKS], ids=name)
 def test_instantiates(stack: tuple[Path, ...], instantiate: Instantiate) -> None:
     cli = instantiate("fit", *flags(*stack), "--trainer.accelerator", "cpu")
     tokenizer = "byte"
