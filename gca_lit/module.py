@@ -91,6 +91,12 @@ class CausalLM(NetworkModule):
 
     def on_fit_start(self) -> None:
         refuse_other_optimizer(self._trained_with, self.trainer.optimizers[0])
+        rows = self.trainer.datamodule.train_length  # type: ignore[attr-defined]
+        if self.max_length is not None and rows > self.max_length:
+            raise ValueError(
+                f"the attention takes at most max_length = {self.max_length:,} tokens, but data.train_length is "
+                f"{rows:,}: shorten the rows, or set another max_length"
+            )
         if self.init_from is not None and self.trainer.ckpt_path is None:
             self.train_length = warm_start(self, Path(self.init_from), self.tokenizer, self._architecture())
 

@@ -57,10 +57,10 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if found := re.search(r'expected "subcommand" to be one of {(.*)}', message):
         return f"name a subcommand: {found[1].replace(',', ', ')}"
     if found := re.search(r"arguments are required: (.*)", message):
-        own = "prompt" in found[1]  # which no file has
+        names = ", ".join(f"{path}.{name}" if path else name for name in found[1].split(", "))
+        own = path or "prompt" in names  # which no file has
         there = "--config configs/base.yaml has all of them; an overlay names its own in its first line"
-        hint = "name them as flags" if own else there
-        return f"these settings are missing: {found[1]}; {hint}"
+        return f"these settings are missing: {names}; {'name them as flags' if own else there}"
     if found := re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value: Namespace\(.*)?$", message, re.MULTILINE):
         expected = re.findall(r"Expected an? (?!path but)(.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
         types = list(dict.fromkeys(map(_type, expected)))

@@ -77,17 +77,19 @@ def inspect(path: str, columns: Sequence[str], part_bytes: int) -> list[Part]:
 def read_part(part: Part, columns: Sequence[str]) -> list[str]:
     """The documents of a part, those of a row in the order of `columns`; of a .txt file the piece of one that it is.
 
-    Raises ValueError, naming the place in the file, for one that is no text.
+    Where a row has several, one that is null is empty. Raises ValueError, naming the place in the file, for one that is
+    no text.
     """
     kind = Path(part.path).suffix
+    absent = "" if len(columns) > 1 else None
     if kind == ".parquet":
-        return [_text(part, *value) for value in _parquet_values(part, columns)]
+        return [_text(part, at, name, absent if x is None else x) for at, name, x in _parquet_values(part, columns)]
     with open(part.path, "rb") as file:
         file.seek(part.start)
         content = file.read(part.stop - part.start)
     if kind == ".txt":
         return [content.decode()]
-    return [_text(part, *value) for value in _json_values(part, content, columns)]
+    return [_text(part, at, name, absent if x is None else x) for at, name, x in _json_values(part, content, columns)]
 
 
 def _text_parts(path: str, columns: Sequence[str], part_bytes: int) -> Iterator[Part]:

@@ -78,8 +78,8 @@ class RowMaker:
         self._cumulative = list(accumulate(weights.get(name, 1.0) for name in names))
         if mixture.has_tasks and not (self._cumulative and self._cumulative[-1] > 0):
             raise ValueError(
-                f"mixture.text is {mixture.text}, but there is no task to draw: "
-                "add data.tasks or data.pairs, or set it to 1"
+                f"mixture.text is {mixture.text}, but there is no task to draw (perplexity makes no rows): "
+                "add one to data.tasks, or data.pairs, or set it to 1 for rows of text alone"
             )
 
     def check_length(self, length: int) -> None:

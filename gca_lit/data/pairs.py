@@ -43,6 +43,8 @@ class Pairs:
     def __post_init__(self) -> None:
         if not self.separator:
             raise ValueError("pairs.separator must not be empty: the model learns from it that the document has ended")
+        if self.max_length < 1:
+            raise ValueError(f"pairs.max_length must be at least 1 token, got {self.max_length}")
 
 
 class PairSet:

@@ -21,7 +21,7 @@ from gca_lit.whole_file import saving
 
 Runs = dict[str, list[Row]]  # the rows of each run
 
-SAME = ("scored_tokens", "tokenizer", "seed", "split")
+SAME = ("scored_tokens", "text", "tokenizer", "seed", "split", "precision")
 """What rows must have in common, or their perplexities do not compare."""
 NEAR = 1024
 """Positions before this one are one column."""
@@ -68,13 +68,14 @@ def table(found: Comparison) -> str:
     head = " | ".join(short_length(at) for at in columns)
     lines = [
         f"### {found.name}: perplexity by {found.axis}, in tokens\n",
-        f"| run | backend | parameters | {head} |",
-        f"|---|---|---:|{'---:|' * len(columns)}",
+        f"| run | backend | parameters | steps | {head} |",
+        f"|---|---|---:|---:|{'---:|' * len(columns)}",
     ]
     for run, cells in found.cells.items():
         row = found.rows[run]
         shown = [f"{cell:.2f}" if isinstance(cell, float) else cell for cell in (cells.get(at, "") for at in columns)]
-        lines.append(f"| {run} | {row['backend']} | {row['params']:,} | {' | '.join(shown)} |")
+        size = f"{row['params']:,} | {row['global_step']:,}"
+        lines.append(f"| {run} | {row['backend']} | {size} | {' | '.join(shown)} |")
     origins = dict.fromkeys(
         f"{row['hardware']}, torch {row['versions']['torch']}, commit {row['commit']}" for row in found.rows.values()
     )

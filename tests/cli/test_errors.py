@@ -188,9 +188,10 @@ def test_a_refused_run_leaves_no_configuration(
 
 def test_what_a_callback_refuses_when_training_starts(tiny: str, run_dir: Path, refused: Refused) -> None:
     samples = "{class_path: Samples, init_args: {every_n_steps: 1, prompts: [long enough]}}"
-    full = ["--model.attention", "FullAttention", "--model.attention.max_length", "70"]
-    said = refused("fit", "--config", tiny, *full, f"--trainer.callbacks+={samples}")
+    full = ["--model.attention", "FullAttention", "--model.attention.max_length"]
+    said = refused("fit", "--config", tiny, *full, "70", f"--trainer.callbacks+={samples}")
     assert "at most max_length = 70 tokens" in said and not list(run_dir.glob("config_*"))
+    assert "at most max_length = 9 tokens, but data.train_length is" in refused("fit", "--config", tiny, *full, "9")
 
 
 def test_evaluation_that_cannot_work(tiny: str, tmp_path: Path, run: Callable[..., None], refused: Refused) -> None:

@@ -95,6 +95,7 @@ def test_starts_from_the_weights_of_a_checkpoint(run: Run, overlay: str, run_dir
         (["--model.init_from", "{last}", "--model.decoder.layers", "4"], "decoder.layers: 2 in the checkpoint, 4 in"),
         (["--data.pairs.val", "lost"], "data set lost does not exist"),
         (["--data.pairs.train", "{shards}/train"], "train holds no pairs: run"),
+        (["--data.pairs.val", "null"], "these settings are missing: data.pairs.val; name them as flags"),
         (["--data.pairs.max_length", "20"], "9 of 9 pairs of"),
         (["--data.pairs.max_length", "65"], "rows of 64 tokens are too short for task pairs, which takes 65"),
         (["--data.pairs.too_long", "drop"], "too_long"),

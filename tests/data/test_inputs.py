@@ -133,6 +133,9 @@ def test_parquet_column_of_another_type(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet, row 0 of row group 0: 'text' holds int, not text"):
         prepare([str(tmp_path / "a.parquet")], str(tmp_path / "out"))
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="'text' holds NoneType, not text"):
+        prepare([str(tmp_path / "a.jsonl")], str(tmp_path / "out"))
 
 
 def test_memory_does_not_grow_with_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

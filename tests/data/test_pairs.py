@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> str:
     return prepared(tmp_path / "pairs", ROWS)
 
 
-def prepared(folder: Path, rows: list[dict[str, str]]) -> str:
+def prepared(folder: Path, rows: list[dict[str, Any]]) -> str:
     file = folder.with_suffix(".jsonl")
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepare([str(file)], str(folder), text_column="document", target_column="summary")
@@ -102,7 +102,10 @@ def test_long_pairs_are_refused(folder: str) -> None:
 
 
 def test_a_pair_without_document_or_target_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    nothing = [{"document": "a document", "summary": ""}, {"document": "", "summary": "a summary"}]
+    nothing: list[dict[str, Any]] = [
+        {"document": "a document", "summary": ""},
+        {"document": None, "summary": "a summary"},
+    ]
     with caplog.at_level("INFO"):
         pairs = pair_set(prepared(tmp_path / "some", [nothing[0], *ROWS[:3], *nothing, ROWS[3]]))
     assert "3 of 7 pairs have no document or no target, and are left out" in caplog.text
@@ -143,6 +146,8 @@ def test_settings_that_do_not_fit(write: Callable[..., str], folder: str, tmp_pa
         module(write, folder, mixture=rows, pairs=Pairs(folder, folder, max_length=65)).setup("fit")
     with pytest.raises(ValueError, match=r"pairs\.separator must not be empty"):
         Pairs(folder, folder, separator="")
+    with pytest.raises(ValueError, match=r"pairs\.max_length must be at least 1 token, got -3"):
+        Pairs(folder, folder, max_length=-3)
     data = module(write, folder, mixture=rows)
     with pytest.raises(ValueError, match=r"data\.pairs\.test is not set"):
         data.pairs("test")

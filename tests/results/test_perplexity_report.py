@@ -21,7 +21,10 @@ def row(length, perplexity=None, **other):
         "split": "val",
         "seed": 0,
         "tokenizer": "t",
+        "text": "books",
+        "precision": "bf16-mixed",
         "checkpoint_sha256": "a",
+        "global_step": 2000,
         "params": 1000,
         "train_length": 2048,
         "eval_length": length,
@@ -48,12 +51,15 @@ def test_lengths_that_nobody_reached_are_left_out():
     }
     lines = table(compare("books", runs)).splitlines()
     assert lines[0] == "### books: perplexity by left context, in tokens"
-    assert lines[2] == "| run | backend | parameters | 1K | 4K |"
-    assert lines[4:6] == ["| one | gca | 1,000 | 9.00 | 8.00 |", "| two | full | 1,000 | 9.50 | max_length |"]
+    assert lines[2] == "| run | backend | parameters | steps | 1K | 4K |"
+    assert lines[4:6] == [
+        "| one | gca | 1,000 | 2,000 | 9.00 | 8.00 |",
+        "| two | full | 1,000 | 2,000 | 9.50 | max_length |",
+    ]
     assert lines[-1] == "a GPU, torch 2, commit abc"
 
 
-@pytest.mark.parametrize("key", ["scored_tokens", "tokenizer", "seed"])
+@pytest.mark.parametrize("key", ["scored_tokens", "text", "tokenizer", "seed", "precision"])
 def test_other_tokens_do_not_compare(key):
     with pytest.raises(ValueError, match=f"books: rows differ in {key}"):
         compare("books", {"one": [row(1024, 9.0)], "two": [row(1024, 9.0, **{key: 7})]})
@@ -96,7 +102,8 @@ def test_the_command_takes_the_newest_weights_and_settings(tmp_path, capsys):
     perplexity_report.main([*folders, "--output", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert (tmp_path / "out" / "perplexity.md").read_text() == printed
-    assert "| one | gca | 1,000 | 9.00 | 7.00 |" in printed and "| full | gca | 1,000 | max_length |" in printed
+    assert "| one | gca | 1,000 | 2,000 | 9.00 | 7.00 |" in printed
+    assert "| full | gca | 1,000 | 2,000 | max_length |" in printed
     assert (tmp_path / "out" / "perplexity.png").read_bytes().startswith(b"\x89PNG")
     for wrong, said in ((["--split", "train"], "no rows of perplexity"), (folders[:1], "have one name")):
         with pytest.raises(SystemExit):
