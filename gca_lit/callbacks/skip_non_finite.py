@@ -52,7 +52,8 @@ class SkipNonFinite(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        grads = [] if scaled else [_local(p.grad) for p in pl_module.parameters() if p.grad is not None]
+        params = () if scaled else (p for group in optimizer.param_groups for p in group["params"])
+        grads = [_local(p.grad) for p in params if p.grad is not None]
         grads = [grad for grad in grads if grad.numel()]  # a sharded parameter may have no part here
         wrong = torch.zeros((), device=pl_module.device) if self._wrong is None else self._wrong.float()
         if grads:

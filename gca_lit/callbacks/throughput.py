@@ -64,7 +64,7 @@ class Throughput(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if not _due(trainer, trainer.global_step + 1):
             return
-        grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if grads:
             pl_module.log("grad_norm", total_norm(grads, trainer))
 
