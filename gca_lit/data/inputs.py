@@ -81,15 +81,17 @@ def read_part(part: Part, columns: Sequence[str]) -> list[str]:
     no text.
     """
     kind = Path(part.path).suffix
-    absent = "" if len(columns) > 1 else None
     if kind == ".parquet":
-        return [_text(part, at, name, absent if x is None else x) for at, name, x in _parquet_values(part, columns)]
-    with open(part.path, "rb") as file:
-        file.seek(part.start)
-        content = file.read(part.stop - part.start)
-    if kind == ".txt":
-        return [content.decode()]
-    return [_text(part, at, name, absent if x is None else x) for at, name, x in _json_values(part, content, columns)]
+        values = _parquet_values(part, columns)
+    else:
+        with open(part.path, "rb") as file:
+            file.seek(part.start)
+            content = file.read(part.stop - part.start)
+        if kind == ".txt":
+            return [content.decode()]
+        values = _json_values(part, content, columns)
+    absent = "" if len(columns) > 1 else None
+    return [_text(part, at, column, absent if text is None else text) for at, column, text in values]
 
 
 def _text_parts(path: str, columns: Sequence[str], part_bytes: int) -> Iterator[Part]:

@@ -1,4 +1,4 @@
-"""Page-locked host memory in huge pages, which the system gives and CUDA locks several times faster than small ones."""
+"""Page-locked host memory in huge pages, which the system gives and CUDA locks faster than small ones."""
 
 from __future__ import annotations
 
