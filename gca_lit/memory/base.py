@@ -5,9 +5,14 @@ What modules return are tuples all the way down: FSDP finds the tensors in them.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
+
+from gca_lit.memory.reader import ChunkReader
+
+T = TypeVar("T")
 
 
 class Selection(NamedTuple):
@@ -36,6 +41,14 @@ class ChunkStore(Protocol):
 
     def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """K and V [B, U, C, J, D] of chunks `ids` int64 [B, U], on the device of the tensors written."""
+
+    def reader(self) -> ChunkReader | None:
+        """Reads the chunks written so far with device work alone; None where the host takes part in a read."""
+        return None
+
+    def ordered(self, read: Callable[[], T]) -> T:
+        """What `read` gives: device work with `reader()`, after all writes so far and before later ones."""
+        return read()
 
     def bytes(self) -> dict[str, int]:
         """Bytes allocated in each tier: "device", "host", "disk"."""

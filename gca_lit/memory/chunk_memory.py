@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -65,18 +67,23 @@ class ChunkMemory:
         return own, Selection(renumbered, selection.weights)
 
     def fetch(self, selection: Selection) -> tuple[ChunkTable, Selection]:
-        """The chunks of one entry [B, 1, K], all of them kept here, as a table of K in the order of the slots; any
-        chunk where a slot is empty. At least one chunk is kept. Nothing waits for the device unless the store does."""
-        ids = selection.ids[:, 0]
-        table = ChunkTable(*(part.contiguous() for part in self.store.read(ids.clamp(min=0))))
-        slot = torch.arange(ids.shape[1], device=ids.device)
-        return table, Selection(torch.where(ids < 0, -1, slot)[:, None], selection.weights)
+        """See `fetch`: chunks kept here, which are one at least. Nothing waits for the device unless the store does."""
+        return fetch(selection, self.store.read)
 
     def bytes(self) -> dict[str, int]:
         """Bytes held in each tier: the store's, and the landmarks on the device."""
         held = dict(self.store.bytes())
         held["device"] += sum(block.nbytes for block in self._blocks)
         return held
+
+
+def fetch(selection: Selection, read: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[ChunkTable, Selection]:
+    """The chunks of one entry [B, 1, K] as a table of K in the order of the slots, any chunk where a slot is empty, and
+    the entry renumbered to that table. `read` takes their numbers [B, K]."""
+    ids = selection.ids[:, 0]
+    table = ChunkTable(*(part.contiguous() for part in read(ids.clamp(min=0))))
+    slot = torch.arange(ids.shape[1], device=ids.device)
+    return table, Selection(torch.where(ids < 0, -1, slot)[:, None], selection.weights)
 
 
 def _unique_per_row(ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Copies(Protocol):
@@ -15,7 +17,7 @@ class Copies(Protocol):
     def run(self, copy: Callable[[], None], source: Tensor) -> None:
         """Start `copy`, which reads `source`; the source stays valid until it is done."""
 
-    def read(self, read: Callable[[], Tensor]) -> Tensor:
+    def read(self, read: Callable[[], T]) -> T:
         """What `read` gives: device work that comes after the copies so far and before later ones. Nobody waits."""
 
     def wait(self) -> None: ...
@@ -27,7 +29,7 @@ class InlineCopies:
     def run(self, copy: Callable[[], None], source: Tensor) -> None:
         copy()
 
-    def read(self, read: Callable[[], Tensor]) -> Tensor:
+    def read(self, read: Callable[[], T]) -> T:
         return read()
 
     def wait(self) -> None:
@@ -54,7 +56,7 @@ class StreamCopies:
         if before is not None:
             before.synchronize()
 
-    def read(self, read: Callable[[], Tensor]) -> Tensor:
+    def read(self, read: Callable[[], T]) -> T:
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
         result = read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gca_lit.memory.base import ChunkStore
+from gca_lit.memory.reader import unpack
 from gca_lit.memory.slabs import ChunkSlabs
 
 
@@ -32,7 +33,7 @@ class DeviceStore(ChunkStore):
     def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         if self._slabs is None:
             raise RuntimeError("DeviceStore: nothing has been written yet")
-        return self._slabs.unpack(self._slabs.gather(ids))
+        return unpack(self._slabs.gather(ids), ids, self._slabs.shape)
 
     def bytes(self) -> dict[str, int]:
         return {"device": self._slabs.nbytes() if self._slabs else 0, "host": 0, "disk": 0}

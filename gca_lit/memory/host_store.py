@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from gca_lit.memory.base import ChunkStore
 from gca_lit.memory.copies import Copies, InlineCopies, StreamCopies
+from gca_lit.memory.reader import ChunkReader, unpack
 from gca_lit.memory.slabs import ChunkSlabs
 
 if TYPE_CHECKING:
     from gca_kernels.gather import RowGather
 
 Gather = Literal["auto", "staged", "direct"]
+T = TypeVar("T")
 
 
 class HostStore(ChunkStore):
@@ -55,16 +58,24 @@ class HostStore(ChunkStore):
         self._copies.run(lambda: slabs.append(rows), rows)
 
     def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        slabs, direct = self._slabs, self._direct
+        slabs, reader = self._slabs, self.reader()
         if slabs is None:
             raise RuntimeError("HostStore: nothing has been written yet")
-        if direct is not None:
+        if reader is not None:
             if ids.device.type == "cpu":
                 slabs.check(ids)
-            numbers = slabs.row_numbers(ids.to(self._device, non_blocking=True))
-            return slabs.unpack(self._copies.read(lambda: direct(numbers)))
+            there = ids.to(self._device, non_blocking=True)
+            return self.ordered(lambda: reader(there))
         self._copies.wait()
-        return slabs.unpack(slabs.gather(ids).to(self._device, non_blocking=True))
+        return unpack(slabs.gather(ids).to(self._device, non_blocking=True), ids, slabs.shape)
+
+    def reader(self) -> ChunkReader | None:
+        if self._slabs is None or self._direct is None:
+            return None
+        return ChunkReader(self._direct.now(), self._slabs.shape)
+
+    def ordered(self, read: Callable[[], T]) -> T:
+        return self._copies.read(read)
 
     def bytes(self) -> dict[str, int]:
         self._copies.wait()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gca_lit.memory.ahead import MadeAhead
 from gca_lit.memory.page_locked import page_locked
+from gca_lit.memory.reader import row_numbers
 
 AHEAD = 512 << 20
 """Bytes of the slabs that are made ahead, at most; one slab in any case."""
@@ -57,11 +58,6 @@ class ChunkSlabs:
         """K and V [B, n, C, J, D] -> slab rows [n * B, width] on the same device, in the order of their numbers."""
         return torch.stack((k.detach(), v.detach()), 2).transpose(0, 1).reshape(-1, self.width)
 
-    def unpack(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Slab rows [B * U, width] -> K and V [B, U, C, J, D]."""
-        both = rows.view(self.batch_size, -1, 2, *self.shape)
-        return both[:, :, 0], both[:, :, 1]
-
     def append(self, rows: Tensor) -> None:
         """Copy packed rows behind the last one; asynchronously when the slabs are pinned."""
         while len(rows):
@@ -79,15 +75,11 @@ class ChunkSlabs:
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < chunks:
             raise IndexError(f"chunk numbers must lie in [0, {chunks}), got {ids.tolist()}")
 
-    def row_numbers(self, ids: Tensor) -> Tensor:
-        """Chunk numbers int64 [B, U] -> numbers [B * U] of their rows, counted through all slabs."""
-        return (ids * self.batch_size + torch.arange(self.batch_size, device=ids.device)[:, None]).flatten()
-
     def gather(self, ids: Tensor) -> Tensor:
         """Rows [B * U, width] of chunks `ids` int64 [B, U], on the slabs' device (and pinned like them)."""
         ids = ids.to(self.device)
         self.check(ids)
-        row = self.row_numbers(ids)
+        row = row_numbers(ids)
         out = torch.empty((len(row), self.width), dtype=self.dtype, device=self.device, pin_memory=self.pin)
         if len(self.slabs) == 1:
             return torch.index_select(self.slabs[0], 0, row, out=out)

@@ -6,6 +6,7 @@ step, and through the upper ones before the next token, as in any other segment.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gca_lit.attention.base import Past
-from gca_lit.memory import Selection
+from gca_lit.memory import Selection, fetch
 from gca_lit.model.block import run_blocks, view_at
 from gca_lit.model.chunks import EncodedChunks, Layout
 from gca_lit.model.group import Carried, Fetched, Group
@@ -37,9 +38,7 @@ class Decoding:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self._text, self._landmark = Replayed(self.text_row, decoder), Replayed(self.landmark_row, decoder)
-        groups = cast(tuple[Group, ...], decoder.upper.groups if isinstance(decoder.upper, UpperHalf) else ())
-        self._rows = tuple(Replayed(group.row, group) for group in groups)
-        self._selects = tuple(Replayed(group.select, group) for group in groups)
+        self._selecting = Replayed(self.selecting_row, decoder)
 
     def takes(self, layout: Layout, wanted: tuple[int, int], state: ModelState) -> bool:
         """Whether a segment is one token that is read, and nothing waits for the upper layers but a landmark."""
@@ -79,7 +78,7 @@ class Decoding:
         if isinstance(decoder.upper, UpperHalf):
             x, done = below, []
             for group, pasts, chunks in zip(decoder.upper.groups, upper, fetched, strict=True):
-                x, pasts = cast(Group, group).seen_row(x, view, pasts, chunks)
+                x, pasts = cast(Group, group).row(x, view, pasts, chunks)
                 done.append(pasts)
             upper = tuple(done)
         else:
@@ -96,6 +95,32 @@ class Decoding:
         block = torch.cat((pending, x), 1)[:, None]
         return x, lower, upper.encoder(block, upper.encoder.rotation(block))
 
+    def selecting_row(
+        self,
+        x: Tensor,
+        row: Tensor,
+        chunk: Tensor,
+        upper: Pasts,
+        before: tuple[Fetched, ...],
+        held: tuple[tuple[Tensor, ...], Callable[[Tensor], tuple[Tensor, Tensor]]],
+    ) -> tuple[Pasts, tuple[Carried, ...]]:
+        """A landmark x [B, 1, M], its row number and chunk number [1], and pasts through the groups: each makes the
+        selection of the rows behind it -> new pasts, the selections with their chunks.
+
+        before: the chunks that serve the landmark's own row; () where its own selection does.
+        held: landmarks in blocks with room (see `ChunkMemory.blocks`), and what reads chunks.
+        """
+        keys, read = held
+        view, done, carried = view_at(row, x, self.decoder.config), [], []
+        for number, part in enumerate(cast(UpperHalf, self.decoder.upper).groups):
+            group = cast(Group, part)
+            made = group.select(x, chunk, keys)
+            after = fetch(made, read)
+            x, pasts = group.row(x, view, upper[number], before[number] if before else after)
+            done.append(pasts)
+            carried.append(Carried(made, after))
+        return tuple(done), tuple(carried)
+
     def _complete(self, state: ModelState, row: Tensor) -> ModelState:
         """The chunk goes to memory, and its landmark waits for the next token."""
         assert state.memory is not None
@@ -104,19 +129,16 @@ class Decoding:
         return replace(state, lower=lower, pending=state.pending[:, :0].clone(), deferred=x)
 
     def _select(self, state: ModelState, row: Tensor, block: int) -> ModelState:
-        """The landmark at `row` that waits, through the groups: each makes the selection of the rows behind it."""
-        upper, memory = cast(UpperHalf, self.decoder.upper), state.memory
+        """The landmark at `row` that waits goes through the groups."""
+        upper, memory, x = cast(UpperHalf, self.decoder.upper), state.memory, state.deferred
         assert memory is not None
-        x, done, carried, chunk = state.deferred, [], [], row // block
-        serving = state.carried if upper.shift else self._fetched(state)
-        parts = zip(self._selects, self._rows, state.upper, serving, strict=True)
-        for select, run, pasts, before in parts:
-            made = select(x, chunk, held=memory.blocks())
-            after = Carried(made, memory.fetch(made))
-            x, pasts = run(x, row, pasts, (after if upper.shift else before).fetched)
-            done.append(pasts)
-            carried.append(after)
-        return replace(state, upper=tuple(done), carried=tuple(carried), deferred=x[:, :0].clone())
+        before = () if upper.shift else tuple(cast(Fetched, one.fetched) for one in self._fetched(state))
+        reader, inputs = memory.store.reader(), (x, row, row // block, state.upper, before)
+        if reader is None:
+            pasts, carried = self.selecting_row(*inputs, (memory.blocks(), memory.store.read))
+        else:
+            pasts, carried = memory.store.ordered(lambda: self._selecting(*inputs, held=(memory.blocks(), reader)))
+        return replace(state, upper=pasts, carried=carried, deferred=x[:, :0].clone())
 
     def _fetched(self, state: ModelState) -> tuple[Carried, ...]:
         """What serves the next row of each group, with its chunks."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gca_lit.attention.base import Dims, Past, RetrievalBackend, View
 from gca_lit.memory import ChunkMemory, ChunkTable, Selection
-from gca_lit.model.block import Block, run_blocks, view_at
+from gca_lit.model.block import Block, run_blocks
 from gca_lit.model.retrieval import Noise, select, select_one
 
 Fetched = tuple[ChunkTable, Selection]
@@ -101,16 +101,11 @@ class Group(nn.Module):
         shapes alone."""
         return select_one(self.retriever(x), held, chunk, self.top_k, self.slope)
 
-    def row(
-        self, x: Tensor, position: Tensor, pasts: tuple[Past, ...], fetched: Fetched
-    ) -> tuple[Tensor, tuple[Past, ...]]:
-        """One row x [B, 1, M] at `position` [1], served by K chunks -> (x, new pasts); a function of shapes alone."""
-        return self.seen_row(x, view_at(position, x, self.dims), pasts, fetched)
+    def row(self, x: Tensor, view: View, pasts: tuple[Past, ...], fetched: Fetched) -> tuple[Tensor, tuple[Past, ...]]:
+        """One row x [B, 1, M], served by K chunks -> (x, new pasts); a function of shapes alone.
 
-    def seen_row(
-        self, x: Tensor, view: View, pasts: tuple[Past, ...], fetched: Fetched
-    ) -> tuple[Tensor, tuple[Past, ...]]:
-        """The same of a row whose view is known."""
+        view: of the row, without table and selection.
+        """
         table, slots = fetched
         view = replace(view, table=table, selection=slots, index=self.index(table, slots))
         return run_blocks(self.layers, pasts, x, view, False)

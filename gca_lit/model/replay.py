@@ -31,8 +31,9 @@ class Replayed:
         self._seen: Hashable = None
         self._graph: Graph | None = None
 
-    def __call__(self, *inputs: Any, held: tuple[Tensor, ...] = ()) -> Any:
-        """held: handed to `function` by that name and read where they lie: their values may change, not their place."""
+    def __call__(self, *inputs: Any, held: tuple[Any, ...] = ()) -> Any:
+        """held: handed to `function` by that name. Tensors in it are read where they lie: their values may change, not
+        their place. Of anything else in it another value makes another graph."""
         function = partial(self._function, held=held) if held else self._function
         leaves: list[Any] = []
         structure = _flatten(inputs, leaves)
@@ -51,7 +52,7 @@ class Replayed:
         """A copy of a network, or a pickle of it, captures anew."""
         return self.__dict__ | {"_seen": None, "_graph": None}
 
-    def _key(self, leaves: Sequence[Tensor], structure: Hashable, held: Sequence[Tensor]) -> Hashable:
+    def _key(self, leaves: Sequence[Tensor], structure: Hashable, held: tuple[Any, ...]) -> Hashable:
         """What a graph is made for, or None where some weights are elsewhere."""
         weights = self._weights.addresses()
         if weights is None:
@@ -59,8 +60,9 @@ class Replayed:
         device = leaves[0].device.type
         cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         shapes = tuple([(x.shape, x.dtype, x.device) for x in leaves])
-        places = tuple([(x.data_ptr(), x.shape, x.stride(), x.dtype) for x in held])
-        return structure, shapes, places, cast, torch.get_float32_matmul_precision(), weights
+        parts: list[Any] = []
+        fixed = _flatten(held, parts), tuple([_place(part) if isinstance(part, Tensor) else part for part in parts])
+        return structure, shapes, fixed, cast, torch.get_float32_matmul_precision(), weights
 
 
 class Weights:
@@ -149,6 +151,10 @@ def _can_replay(leaves: Sequence[Any]) -> bool:
     on_device = bool(leaves) and all([isinstance(x, Tensor) and x.is_cuda for x in leaves])
     busy = torch.is_grad_enabled() or torch.compiler.is_compiling()
     return on_device and not busy and not torch.cuda.is_current_stream_capturing()
+
+
+def _place(x: Tensor) -> Hashable:
+    return x.data_ptr(), x.shape, x.stride(), x.dtype
 
 
 def _flatten(tree: Any, leaves: list[Any]) -> Any:

@@ -47,6 +47,24 @@ def test_shapes(shape, dtype):
     assert_as_exact_as_reference(inputs(dtype=dtype, **shape))
 
 
+ROWS = [
+    {"C": 31, "D": 64, "K": 8, "N": 8},
+    {"C": 63, "D": 64, "K": 32, "N": 32, "B": 1},
+    {"C": 256, "D": 128, "K": 3, "B": 1},
+    {"C": 256, "D": 256, "K": 2, "B": 1, "H": 1, "J": 1},
+    {"C": 2, "D": 8, "K": 1},
+    {"C": 13, "D": 40, "K": 5, "H": 6, "J": 2, "block": 9, "start": 8},
+    {"C": 8, "D": 16, "K": 4, "H": 20, "J": 1, "Q": 2},
+]
+
+
+@all_dtypes
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("shape", ROWS, ids=str)
+def test_one_row(shape, offset, dtype):
+    assert_as_exact_as_reference(inputs(dtype=dtype, R=1, **shape), softmax_offset=offset)
+
+
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize(("C", "D"), [(70, 96), (128, 128), (200, 40), (256, 64), (256, 128)])
 def test_chunks_longer_than_a_tile_of_fp32(C, D, offset):

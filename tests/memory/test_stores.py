@@ -16,6 +16,7 @@ from gca_lit.memory import (
     Selection,
     chunk_memory,
 )
+from gca_lit.memory.reader import unpack
 from gca_lit.memory.slabs import ChunkSlabs
 
 STORES = [DeviceStore, HostStore, DiskStore]
@@ -82,7 +83,7 @@ def test_many_slabs_hold_as_many_as_fit():
     slabs.append(slabs.pack(k, v))
     assert len(slabs.slabs) == 15 and slabs.nbytes() == 15 * 7 * 2 * 3 * 2 * 4 * 4
     ids = torch.tensor([[49, 0, 17], [3, 3, 48]])
-    read_k, read_v = slabs.unpack(slabs.gather(ids))
+    read_k, read_v = unpack(slabs.gather(ids), ids, slabs.shape)
     batch = torch.arange(2)[:, None]
     assert torch.equal(read_k, k[batch, ids]) and torch.equal(read_v, v[batch, ids])
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from gca_lit.memory import HostStore
+from gca_kernels.gather import RowGather
+from gca_lit.memory import DeviceStore, DiskStore, HostStore, host_store
 from gca_lit.model import replay
 from gca_lit.model.decoding import Decoding
 from tests.model.backends import BACKENDS, decoder, gca, tokens
@@ -15,8 +16,8 @@ from tests.model.backends import BACKENDS, decoder, gca, tokens
 PROMPTS = {"short": [(2, "last")], "long": [(23, "none"), (20, "last")], "whole chunks": [(40, "all")]}
 
 
-def prompted(model, ids, prompt):
-    state, at = model.new_state(len(ids), HostStore()), 0
+def prompted(model, ids, prompt, store=HostStore):
+    state, at = model.new_state(len(ids), store()), 0
     for size, read in prompt:
         state, at = model(ids[:, at : at + size], state, read).state, at + size
     return state, at
@@ -151,6 +152,23 @@ def test_what_is_held_is_read_where_it_lies(monkeypatch):
     assert captures.made == 3
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="slabs of plain memory need the interpreter")
+@pytest.mark.parametrize("backend", ["gca of two groups", "gca own"])
+@torch.no_grad()
+def test_where_the_device_reads_chunks_alone_a_landmark_is_one_graph(backend, monkeypatch):
+    pytest.importorskip("triton")
+    model, ids = decoder(BACKENDS[backend]), tokens(60)
+    expected, chosen, _ = decoded(model, ids, *prompted(model, ids, [(20, "last")]))
+    monkeypatch.setattr(host_store, "_row_gather", lambda gather, slabs, device: RowGather(slabs.slabs, device))
+    Captures(monkeypatch)
+    calls = []
+    replayed = replay.Replayed.__call__
+    monkeypatch.setattr(replay.Replayed, "__call__", lambda *a, **k: calls.append(bool(k)) or replayed(*a, **k))
+    hidden, picked, _ = decoded(model, ids, *prompted(model, ids, [(20, "last")]))
+    assert calls.count(True) == 60 // model.attention.chunk_size - 20 // model.attention.chunk_size
+    assert torch.equal(hidden, expected) and all(torch.equal(picked[at], chosen[at]) for at in chosen)
+
+
 @torch.no_grad()
 def test_a_network_that_decoded_can_be_copied(monkeypatch):
     model, ids = decoder(gca()), tokens(24, 1)
@@ -201,6 +219,16 @@ def test_graphs_give_the_same_on_a_cuda_device(backend, autocast, monkeypatch, r
         torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-4)
     else:  # a chunk may be another one where scores are close
         assert (hidden - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("store", [DeviceStore, DiskStore])
+@torch.no_grad()
+def test_every_store_gives_the_same_on_a_cuda_device(store, replays):
+    model, ids = decoder(BACKENDS["gca of two groups"], torch.float32).cuda(), tokens(90).cuda()
+    found = [decoded(model, ids, *prompted(model, ids, [(40, "last")], kind)) for kind in (HostStore, store)]
+    (hidden, picked, _), (other, chosen, _) = found
+    assert replays and torch.equal(hidden, other) and all(torch.equal(picked[at], chosen[at]) for at in chosen)
 
 
 @pytest.mark.gpu

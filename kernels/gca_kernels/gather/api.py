@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,24 +33,17 @@ class RowGather:
         self._addresses = torch.tensor([], dtype=torch.int64, device=device)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Rows [n, width] on the device, in the slabs' dtype, of the numbers `rows` int64 [n] on the device.
+        """`GatheredSlabs.gather` of all slabs there are."""
+        return self.now().gather(rows)
 
-        The numbers are not checked, for that would wait for the device: one outside the slabs reads foreign memory.
-        """
-        from gca_kernels.gather.triton import copy_rows
-
-        device = self._addresses.device
-        if rows.ndim != 1 or rows.dtype != torch.int64 or rows.device != device:
-            raise ValueError(f"rows must be int64 [n] on {device}, got {rows.dtype} {tuple(rows.shape)}, {rows.device}")
+    def now(self) -> GatheredSlabs:
+        """The slabs there are, as the device sees them."""
         if not self._slabs:
             raise ValueError("slabs is empty: append a slab before gathering rows")
         if len(self._slabs) > len(self._addresses):
             self._addresses = self._upload()
         rows_per_slab, width = self._slabs[0].shape
-        out = torch.empty((len(rows), width), dtype=self._slabs[0].dtype, device=device)
-        if out.numel():
-            copy_rows(self._addresses, rows.contiguous(), out, rows_per_slab)
-        return out
+        return GatheredSlabs(self._addresses, rows_per_slab, width, self._slabs[0].dtype)
 
     def _upload(self) -> Tensor:
         device = self._addresses.device
@@ -58,6 +52,34 @@ class RowGather:
         addresses = [slab.data_ptr() for slab in self._slabs]
         on_host = torch.tensor(addresses, dtype=torch.int64, pin_memory=device.type == "cuda")
         return on_host.to(device, non_blocking=True)
+
+
+class GatheredSlabs(NamedTuple):
+    """Slabs as the device sees them: all that a gather reads but the numbers of the rows.
+
+    addresses: of each slab, int64 on the device.
+    """
+
+    addresses: Tensor
+    rows_per_slab: int
+    width: int
+    dtype: torch.dtype
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows [n, width] on the device, in the slabs' dtype, of the numbers `rows` int64 [n] on the device.
+
+        The numbers are not checked, for that would wait for the device: one outside the slabs reads foreign memory.
+        A CUDA graph may hold the call.
+        """
+        from gca_kernels.gather.triton import copy_rows
+
+        device = self.addresses.device
+        if rows.ndim != 1 or rows.dtype != torch.int64 or rows.device != device:
+            raise ValueError(f"rows must be int64 [n] on {device}, got {rows.dtype} {tuple(rows.shape)}, {rows.device}")
+        out = torch.empty((len(rows), self.width), dtype=self.dtype, device=device)
+        if out.numel():
+            copy_rows(self.addresses, rows.contiguous(), out, self.rows_per_slab)
+        return out
 
 
 def _check(slab: Tensor, first: Tensor, device: torch.device) -> None:

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gca_kernels.gca.triton import one_row
 from gca_kernels.gca.triton.blocks import forward_blocks, pad
 from gca_kernels.gca.triton.launch import LOG2_E, RUNTIME, Shape
 from gca_kernels.gca.triton.pairs import tile_pairs
@@ -121,6 +122,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """-> (output [B, R, H, D], log-sum-exp, packed)."""
     shape = Shape.of(q, k, ids, block, start)
+    if (done := one_row.forward(q, k, v, ids, weights, shape, scale, offset)) is not None:
+        return done
     grid, constants = plan(shape, q.element_size(), offset > 0)
     out = q.new_empty(q.shape)
     lse = q.new_empty(shape.packed, dtype=torch.float32)
