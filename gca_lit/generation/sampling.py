@@ -108,23 +108,54 @@ def generate(
 ) -> Iterator[int]:
     """Yield new tokens one at a time, up to `max_new_tokens` or the first of `stop_ids`, which is not yielded.
 
-    Stop texts are not looked for: they are text, and this is tokens.
+    Stop texts are not looked for: they are text, and this is tokens. A CUDA device computes one token ahead of the one
+    that is yielded.
 
     Args:
         state, logits: what `read` returned, of a batch of 1; the state must not be used again.
     """
     if len(logits) != 1:
         raise ValueError(f"generate continues one text at a time, got a batch of {len(logits)}")
-    sampler = Sampler(sampling, logits)
-    for left in reversed(range(sampling.max_new_tokens)):
-        chosen = sampler.choose(logits[0])
-        token = int(chosen)
+    coming = _continued(model, state, logits, sampling)
+    for arriving in _one_ahead(coming) if logits.is_cuda else coming:
+        token = arriving.wait()
         if token in stop_ids:
             return
         yield token
+
+
+def _continued(model: Network, state: Any, logits: Tensor, sampling: Sampling) -> Iterator[Arriving]:
+    sampler = Sampler(sampling, logits)
+    for left in reversed(range(sampling.max_new_tokens)):
+        chosen = sampler.choose(logits[0])
+        yield Arriving(chosen)
         if left:
             step = model.step(chosen.view(1, 1), state, read="last")
             state, logits = step.state, model.logits(step.hidden)[:, -1]
+
+
+def _one_ahead(items: Iterator[Arriving]) -> Iterator[Arriving]:
+    """The same, each after the one behind it has been asked for."""
+    before = None
+    for item in items:
+        if before is not None:
+            yield before
+        before = item
+    if before is not None:
+        yield before
+
+
+class Arriving:
+    """A number [] on its way from its device to the host."""
+
+    def __init__(self, number: Tensor) -> None:
+        self._number = number.to("cpu", non_blocking=True)  # in pinned memory, where it comes from a CUDA device
+        self._there = torch.cuda.current_stream(number.device).record_event() if number.is_cuda else None
+
+    def wait(self) -> int:
+        if self._there is not None:
+            self._there.synchronize()
+        return int(self._number)
 
 
 class Sampler:
