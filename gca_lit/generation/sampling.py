@@ -117,45 +117,40 @@ def generate(
     if len(logits) != 1:
         raise ValueError(f"generate continues one text at a time, got a batch of {len(logits)}")
     coming = _continued(model, state, logits, sampling)
-    for arriving in _one_ahead(coming) if logits.is_cuda else coming:
-        token = arriving.wait()
+    for token in _one_ahead(coming, logits.device) if logits.is_cuda else map(int, coming):
         if token in stop_ids:
             return
         yield token
 
 
-def _continued(model: Network, state: Any, logits: Tensor, sampling: Sampling) -> Iterator[Arriving]:
+def _continued(model: Network, state: Any, logits: Tensor, sampling: Sampling) -> Iterator[Tensor]:
+    """The new tokens, [] each, where the logits are."""
     sampler = Sampler(sampling, logits)
     for left in reversed(range(sampling.max_new_tokens)):
         chosen = sampler.choose(logits[0])
-        yield Arriving(chosen)
+        yield chosen
         if left:
             step = model.step(chosen.view(1, 1), state, read="last")
             state, logits = step.state, model.logits(step.hidden)[:, -1]
 
 
-def _one_ahead(items: Iterator[Arriving]) -> Iterator[Arriving]:
-    """The same, each after the one behind it has been asked for."""
-    before = None
-    for item in items:
-        if before is not None:
-            yield before
-        before = item
-    if before is not None:
-        yield before
+def _one_ahead(numbers: Iterator[Tensor], device: torch.device) -> Iterator[int]:
+    """`numbers` [] of a CUDA device, each waited for when the work for the one behind it has been queued."""
+    coming = [(torch.empty((), dtype=torch.int64, pin_memory=True), torch.cuda.Event()) for _ in range(2)]
+    count = 0
+    for count, number in enumerate(numbers, 1):
+        there, arrived = coming[count % 2]
+        there.copy_(number, non_blocking=True)
+        arrived.record(torch.cuda.current_stream(device))
+        if count > 1:
+            yield _arrived(*coming[(count - 1) % 2])
+    if count:
+        yield _arrived(*coming[count % 2])
 
 
-class Arriving:
-    """A number [] on its way from its device to the host."""
-
-    def __init__(self, number: Tensor) -> None:
-        self._number = number.to("cpu", non_blocking=True)  # in pinned memory, where it comes from a CUDA device
-        self._there = torch.cuda.current_stream(number.device).record_event() if number.is_cuda else None
-
-    def wait(self) -> int:
-        if self._there is not None:
-            self._there.synchronize()
-        return int(self._number)
+def _arrived(number: Tensor, event: torch.cuda.Event) -> int:
+    event.synchronize()
+    return int(number)
 
 
 class Sampler:
@@ -173,8 +168,10 @@ class Sampler:
 
     def choose(self, logits: Tensor) -> Tensor:
         """The next token [] from its logits [V]; of equal most probable ones greedy choice takes the lowest."""
-        scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         penalty = self.sampling.repetition_penalty
+        if self.sampling.temperature == 0 and penalty == 1:
+            return logits.argmax()
+        scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if penalty != 1:
             weakened = torch.where(scores > 0, scores / penalty, scores * penalty)
             scores = torch.where(self._generated, weakened, scores)

@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 
 
 class Replayed:
-    """Calls `function`, and replays it as a CUDA graph once the same shapes come twice in a row.
+    """Calls `function`, and replays it as a CUDA graph once the same shapes come twice in a row. Where something then
+    lies elsewhere it is captured anew at once.
 
     Without gradients, on a CUDA device and with whole weights only; otherwise, and while shapes change, it is an
     ordinary call. Results are copies: they never change afterwards.
@@ -39,10 +40,12 @@ class Replayed:
         structure = _flatten(inputs, leaves)
         if not _can_replay(leaves):
             return function(*inputs)
-        key, seen = self._key(leaves, structure, held), self._seen
-        self._seen = key
+        weights = self._weights.addresses()
+        shapes, seen = _shapes(leaves, structure), self._seen
+        self._seen = shapes
+        key = shapes, _places(held), weights
         if self._graph is None or self._graph.key != key:
-            if key is None or key != seen:
+            if weights is None or shapes != seen:
                 return function(*inputs)
             self._graph = None  # gives its memory back first
             self._graph = Graph.capture(function, key, leaves, structure)
@@ -51,18 +54,6 @@ class Replayed:
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a network, or a pickle of it, captures anew."""
         return self.__dict__ | {"_seen": None, "_graph": None}
-
-    def _key(self, leaves: Sequence[Tensor], structure: Hashable, held: tuple[Any, ...]) -> Hashable:
-        """What a graph is made for, or None where some weights are elsewhere."""
-        weights = self._weights.addresses()
-        if weights is None:
-            return None
-        device = leaves[0].device.type
-        cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        shapes = tuple([(x.shape, x.dtype, x.device) for x in leaves])
-        parts: list[Any] = []
-        fixed = _flatten(held, parts), tuple([_place(part) if isinstance(part, Tensor) else part for part in parts])
-        return structure, shapes, fixed, cast, torch.get_float32_matmul_precision(), weights
 
 
 class Weights:
@@ -153,8 +144,20 @@ def _can_replay(leaves: Sequence[Any]) -> bool:
     return on_device and not busy and not torch.cuda.is_current_stream_capturing()
 
 
-def _place(x: Tensor) -> Hashable:
-    return x.data_ptr(), x.shape, x.stride(), x.dtype
+def _shapes(leaves: Sequence[Tensor], structure: Hashable) -> Hashable:
+    """What the work on `leaves` depends on."""
+    device = leaves[0].device.type
+    cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    shapes = tuple([(x.shape, x.dtype, x.device) for x in leaves])
+    return structure, shapes, cast, torch.get_float32_matmul_precision()
+
+
+def _places(held: tuple[Any, ...]) -> Hashable:
+    """Where tensors lie, and the values of the rest."""
+    parts: list[Any] = []
+    structure = _flatten(held, parts)
+    places = [(x.data_ptr(), x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x for x in parts]
+    return structure, tuple(places)
 
 
 def _flatten(tree: Any, leaves: list[Any]) -> Any:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gca_lit.attention import FullAttention
-from gca_lit.generation.sampling import Sampler, Sampling, _one_ahead, check_length, generate, read
+from gca_lit.generation.sampling import Sampler, Sampling, check_length, generate, read
 from gca_lit.memory import HostStore
 from gca_lit.model import DecoderConfig
 from gca_lit.module import CausalLM
@@ -92,13 +92,6 @@ def test_each_token_is_one_step_and_none_is_made_in_vain(monkeypatch):
     assert len(list(stream)) == 7 and sizes == [(1, 1)] * 7
 
 
-@pytest.mark.parametrize("items", [[], [1], [1, 2, 3]])
-def test_one_ahead(items):
-    made = []
-    seen = [(item, list(made)) for item in _one_ahead(made.append(x) or x for x in items)]
-    assert seen == [(x, items[: n + 2]) for n, x in enumerate(items)]
-
-
 @pytest.mark.gpu
 def test_a_cuda_device_is_one_step_ahead(monkeypatch):
     model = network(gca(), torch.float32).cuda()
@@ -107,6 +100,7 @@ def test_a_cuda_device_is_one_step_ahead(monkeypatch):
     step = model.step
     monkeypatch.setattr(model, "step", lambda *a, **k: steps.append(1) or step(*a, **k))
     assert [len(steps) for _ in generate(model, state, logits, Sampling(max_new_tokens=4))] == [1, 2, 3, 3]
+    assert list(generate(model, state, logits, Sampling(max_new_tokens=0))) == []
 
 
 def test_stop_ids_end_it_and_are_not_given():
