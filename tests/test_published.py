@@ -8,7 +8,9 @@ import statistics
 from pathlib import Path
 
 import pytest
+from torchmetrics.functional.text.rouge import rouge_score
 
+from gca_lit.callbacks.rouge import KEYS
 from gca_lit.results import perplexity_report
 from gca_lit.results.file import ResultsFile
 from gca_lit.results.tables import summary, table, tell_tasks_apart
@@ -42,7 +44,7 @@ def test_rows_of_a_published_model_are_of_this_very_file(model):
 @pytest.mark.parametrize(
     "folder, runs",
     [
-        ("lm_25m", ("gca_recency", "gca_2_groups_recency", "sliding_window", "full")),
+        ("lm_25m", ("gca_recency", "gca_2_groups_recency", "sliding_window", "full", "full_same_rows")),
         ("lm_128m", ("gca_recency", "gca_2_groups_recency", "sliding_window", "full")),
         ("lm_25m_window_512", ("gca", "gca_offset", "sliding_window", "full")),
         ("lm_25m_window_128", ("gca", "gca_2_groups", "gca_k16", "sliding_window")),
@@ -76,6 +78,18 @@ def test_the_page_of_language_models_has_what_was_traced(path):
     shares = [f"{100 * found[name]:.1f} %" for name in ("found", "found_next", "chance", "nearest")]
     row = f"| {path.stem} | {traced['tokens']:,} | {found['count']} | {' | '.join(shares)} |"
     assert row in (DOCS / "results" / "lm.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "results" / "pairs").glob("*.jsonl")), ids=lambda path: path.stem)
+def test_the_page_of_pairs_has_the_means_of_its_rows(path):
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    means = [statistics.fmean(row[key] for row in rows) for key in KEYS]
+    page = (DOCS / "results" / "pairs.md").read_text(encoding="utf-8")
+    assert [row["pair"] for row in rows] == list(range(100))
+    assert f"| {path.stem} | {' | '.join(f'{mean:.3f}' for mean in means)} |" in page
+    for row in rows[:5]:
+        found = rouge_score(row["prediction"], row["reference"], rouge_keys=KEYS)
+        assert [row[key] for key in KEYS] == pytest.approx([float(found[f"{key}_fmeasure"]) for key in KEYS], abs=1e-4)
 
 
 def report(runs, folder, *flags):

@@ -13,8 +13,10 @@ import bench_cost
 from cost_figure import draw, latest, ratio, table
 from origin import append
 from recipe import recipe_model
+from report import read
 
 TINY = bench_cost.Size(16, 2, 4, 16, recompute=True, vocabulary=300)
+RESULTS = Path(__file__).parents[2] / "kernels" / "benchmarks" / "results" / "bench_cost.csv"
 LENGTH, TOKENS, PEAK = 256, 512, 1e12
 
 
@@ -104,3 +106,8 @@ def test_nothing_to_draw_is_named(tmp_path):
     append(tmp_path / "bench_cost.csv", ROWS[-1:], bench_cost.COLUMNS)
     with pytest.raises(ValueError, match="has no row with a time"):
         draw(tmp_path / "bench_cost.csv")
+
+
+def test_the_page_has_the_table_of_the_rows():
+    page = Path(__file__).parents[2] / "docs" / "results" / "cost.md"
+    assert table(read(RESULTS)) in page.read_text(encoding="utf-8")
