@@ -17,7 +17,8 @@ COLUMNS = {
     "again_tokens_per_s": ",.0f",
     "full_tokens_per_s": ",.0f",
     "decode_tokens_per_s": ".0f",
-    "token_ms": ".1f",
+    "first_ms": ".1f",
+    "token_ms": ".2f",
     "slowest_token_ms": ".1f",
     "read_peak_gb": ".2f",
     "decode_peak_gb": ".2f",
@@ -29,7 +30,8 @@ COLUMNS = {
 def table(rows: Sequence[Row]) -> str:
     """Markdown, a line for each row."""
     lines = [
-        "| model | | context | read, tokens/s | again | every output | decoded, tokens/s | ms a token | slowest "
+        "| model | | context | read, tokens/s | again | every output | decoded, tokens/s | ms a token, first ones "
+        "| median | slowest "
         "| GB, reading | decoding | landmarks | on the host |",
         f"|---|---|{'---:|' * (1 + len(COLUMNS))}",
     ]
@@ -41,20 +43,22 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def relative(rows: Sequence[Row], column: str) -> dict[str, list[tuple[int, float]]]:
-    """Of each model (length, GCA's value over the sliding window's) where both are known; later rows count."""
+    """Of each model (length, GCA's value over the sliding window's, of a speed that of the times) where both are known;
+    later rows count."""
     values = {(row["model"], row["backend"], int(row["length"])): float(row[column]) for row in rows if row[column]}
     ratios: dict[str, list[tuple[int, float]]] = {}
     for (model, backend, length), value in sorted(values.items()):
         beside = values.get((model, "sliding_window", length))
         if backend == "gca" and beside:
-            ratios.setdefault(model, []).append((length, value / beside))
+            ratio = beside / value if column.endswith("_per_s") else value / beside
+            ratios.setdefault(model, []).append((length, ratio))
     return ratios
 
 
 def draw(path: Path) -> Path:
     """Time per token and device memory against context length, relative to the sliding window, beside the CSV."""
     plt, rows = pyplot(), read(path)
-    panels = {"token_ms": "time per token, decoding", "decode_peak_gb": "device memory, decoding"}
+    panels = {"decode_tokens_per_s": "time per token, decoding", "decode_peak_gb": "device memory, decoding"}
     curves = {column: relative(rows, column) for column in panels}
     if not all(curves.values()):
         raise ValueError(f"{path} has no model and length with both backends: measure gca and sliding_window")

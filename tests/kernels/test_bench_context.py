@@ -108,6 +108,8 @@ def test_ratios_are_of_the_last_rows_where_both_are_known():
         ("128m", "sliding_window", "1024", "2", "1"),
     )
     assert relative(measured, "token_ms") == {"6m": [(1024, 1.0), (2048, 1.5)]}
+    fast = [row | {"decode_tokens_per_s": row["token_ms"]} for row in measured]
+    assert relative(fast, "decode_tokens_per_s") == {"6m": [(1024, 1.0), (2048, 2 / 3)]}
 
 
 RESULTS = Path(__file__).parents[2] / "kernels" / "benchmarks" / "results" / "bench_context.csv"
