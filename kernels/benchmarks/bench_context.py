@@ -10,18 +10,17 @@ compiled.
 
 A context is read by `gca_lit.generation.sampling.read`, which only writes memory before the last segment: first into
 an empty store, which allocates in passing, then ("again") into the slabs it kept. Between the two, contexts up to
---full_up_to are read with every output computed. Then tokens are generated greedily, as a user gets them: some
-two chunks of them, in which CUDA graphs are captured ("first"), and behind these the ones that count.
+--full_up_to are read with every output computed. Some two chunks of tokens are generated greedily behind it, in which
+CUDA graphs are captured ("first"). All this each model does alone on the device. Then the models of a file read once
+more and generate in turns, for what else the host does changes from minute to minute: of their turns the median counts.
 Tokens are text tokens, GB = 1e9 bytes. Peaks of device memory hold the weights. Landmarks are the part of the state
 that grows with the context: their GB are those in use, the state's those allocated.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
+from argparse import Namespace
 from collections.abc import Sequence
-from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 
 import command
+from clock import Clock
 from context_figure import draw, table
 from gca_lit.generation.sampling import Sampling, generate, read
 from gca_lit.memory import ChunkStore, DeviceStore, HostStore
@@ -36,25 +36,23 @@ from gca_lit.model import ModelState
 from gca_lit.module import CausalLM
 from recipe import recipe_model, sliding_window
 from report import read as read_rows
+from turns import first_tokens, in_turns
 
 RECIPES = [Path(f"configs/experiment/needle_16k_{size}.yaml") for size in ("6m", "128m")]
 LENGTHS = (16_384, 262_144, 1_048_576, 16_384_000)
 SEGMENT = 65_536
 BACKENDS = ("gca", "sliding_window")
 STORES: dict[str, type[ChunkStore]] = {"host": HostStore, "device": DeviceStore}
-NEW_TOKENS = 1024
 
 
 @torch.no_grad()
 def measure(
-    model: CausalLM, length: int, segment: int, store: ChunkStore, full: bool, device: str, new_tokens: int = NEW_TOKENS
+    model: CausalLM, tokens: Tensor, segment: int, store: ChunkStore, full: bool, device: str
 ) -> dict[str, Any]:
-    """Speed and memory of one model and length; `full`: whether to read with every output computed too."""
-    random = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.vocab_size, (1, length), generator=random, dtype=torch.int32)
+    """Speed and memory of one model and context; `full`: whether to read with every output computed too."""
     if model.chunk_size:
         segment = max(1, segment // model.chunk_size) * model.chunk_size
-    row: dict[str, Any] = {}
+    length, row = tokens.shape[1], dict[str, Any]()
     clock = Clock(device)
     with torch.autocast(device, torch.bfloat16):
         _warm_up(model, tokens, segment, store, full)
@@ -72,50 +70,18 @@ def measure(
         clock.start()
         state, logits = read(model, tokens, model.new_state(1, store), segment)
         row["again_tokens_per_s"] = length / clock.lap()
-        row |= _held(state) | decoding(model, state, logits, new_tokens, clock)
+        row |= _held(state) | decoding(model, state, logits, clock)
     store.close()
     return row
 
 
-def decoding(model: CausalLM, state: ModelState, logits: Tensor, new_tokens: int, clock: Clock) -> dict[str, float]:
-    """Speed and memory of `new_tokens` steps behind what `state` has read, and behind the first few."""
-    first = 2 * (model.chunk_size or 0) + 8
-    stream = generate(model, state, logits, Sampling(max_new_tokens=first + new_tokens, temperature=0))
+def decoding(model: CausalLM, state: ModelState, logits: Tensor, clock: Clock) -> dict[str, float]:
+    """Speed and memory of the first tokens behind what `state` has read."""
+    first = first_tokens(model)
+    stream = generate(model, state, logits, Sampling(max_new_tokens=first, temperature=0))
     clock.start()
-    begun = sum(clock.lap(wait=False) for _ in islice(stream, first))
-    seconds = [clock.lap(wait=False) for _ in stream]
-    return {
-        "first_ms": 1e3 * begun / first,
-        "decode_tokens_per_s": len(seconds) / (sum(seconds) + clock.lap()),
-        "token_ms": 1e3 * statistics.median(seconds),
-        "slowest_token_ms": 1e3 * max(seconds),
-        "decode_peak_gb": clock.peak_gb(),
-    }
-
-
-class Clock:
-    """Seconds of work that is done, and the peak of device memory."""
-
-    def __init__(self, device: str) -> None:
-        self._cuda, self._begun = device == "cuda", 0.0
-        self.start()
-
-    def start(self) -> None:
-        """Begin anew."""
-        self.lap()
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-
-    def lap(self, wait: bool = True) -> float:
-        """Seconds since the start or the last lap, once the device is done if `wait`."""
-        if wait and self._cuda:
-            torch.cuda.synchronize()
-        begun, self._begun = self._begun, time.perf_counter()
-        return self._begun - begun
-
-    def peak_gb(self) -> float:
-        """Most device memory allocated since the start."""
-        return torch.cuda.max_memory_allocated() / 1e9 if self._cuda else 0.0
+    seconds = sum(clock.lap(wait=False) for _ in stream) + clock.lap()
+    return {"first_ms": 1e3 * seconds / first, "decode_peak_gb": clock.peak_gb()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -133,23 +99,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     path = options.output / "bench_context.csv"
     common = command.begin(parser, options)
-    for recipe, backend in product(options.models, options.backends):
+    for recipe in options.models:
         torch._dynamo.reset()
-        model = built(recipe, backend, compiled=True).to("cuda")
-        about = {"model": recipe.stem, "backend": backend, "segment": options.segment, "store": options.store}
-        about |= {"params": model.describe()["params"], "layers": model.config.layers, "width": model.config.width}
+        models = {backend: built(recipe, backend, compiled=True) for backend in options.backends}
         for length in options.lengths:
-            row = {**common, **about, "length": length, "note": ""}
-            store, full = STORES[options.store](), length <= options.full_up_to
-            try:
-                row |= measure(model, length, options.segment, store, full, "cuda")
-            except torch.OutOfMemoryError as error:
-                row["note"] = str(error).splitlines()[0]
-                store.close()
-            command.record(path, row, COLUMNS, _said(row))
+            for row in rows_of(models, length, options, "cuda"):
+                command.record(path, {**common, "model": recipe.stem, **row}, COLUMNS, _said(row))
     print(table(read_rows(path)), end="")
     if set(options.backends) == set(BACKENDS):
         print(draw(path))
+
+
+def rows_of(models: dict[str, CausalLM], length: int, options: Namespace, device: str) -> list[dict[str, Any]]:
+    """A row for each model behind a context of `length` tokens: alone on the device, then decoding in turns."""
+    some = next(iter(models.values()))
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randint(some.vocab_size, (1, length), generator=random, dtype=torch.int32)
+    rows = {}
+    for name, model in models.items():
+        store, full = STORES[options.store](), length <= options.full_up_to
+        rows[name] = row = {"backend": name, "length": length, "segment": options.segment, "store": options.store}
+        row |= {"params": model.describe()["params"], "layers": model.config.layers, "width": model.config.width}
+        try:
+            row |= measure(model.to(device), tokens, options.segment, store, full, device) | {"note": ""}
+        except torch.OutOfMemoryError as error:
+            row["note"] = str(error).splitlines()[0]
+        store.close()
+        model.to("cpu")
+        command.free_memory()
+    able = {name: model.to(device) for name, model in models.items() if not rows[name]["note"]}
+    stores = {name: STORES[options.store]() for name in able}
+    for name, speed in in_turns(able, stores, tokens, options.segment, device).items():
+        rows[name] |= speed
+    for name, model in able.items():
+        stores[name].close()
+        model.to("cpu")
+    return list(rows.values())
 
 
 def built(recipe: Path, backend: str, compiled: bool) -> CausalLM:
@@ -173,7 +158,7 @@ def _warm_up(model: CausalLM, tokens: Tensor, segment: int, store: ChunkStore, f
     """Compile what will run: a few segments and the last, short one, then tokens until chunks have been selected."""
     few = tokens[:, : 3 * segment + tokens.shape[1] % segment]
     state, logits = read(model, few, model.new_state(1, store), segment)
-    for _ in generate(model, state, logits, Sampling(max_new_tokens=2 * (model.chunk_size or 0) + 8, temperature=0)):
+    for _ in generate(model, state, logits, Sampling(max_new_tokens=first_tokens(model), temperature=0)):
         pass
     if full:
         _read_all(model, few, segment, store)
@@ -194,7 +179,7 @@ def _held(state: ModelState) -> dict[str, float]:
 
 def _said(row: dict[str, Any]) -> str:
     speeds = [f"{row.get(name, 0):,.0f}" for name in COLUMNS if name.endswith("tokens_per_s")]
-    said = f"{row['model']} {row['backend']} {row['length']:,}: tokens/s first {speeds[0]}, again {speeds[1]}, "
+    said = f"{row['backend']} {row['length']:,}: tokens/s first {speeds[0]}, again {speeds[1]}, "
     return said + f"full {speeds[2]}, decoding {speeds[3]}; {row.get('decode_peak_gb', 0):.2f} GB {row['note']}"
 
 
