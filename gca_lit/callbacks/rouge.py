@@ -1,4 +1,4 @@
-"""How near generated targets come to the references."""
+"""How near generated targets come to the references, and how probable the references are."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from gca_lit.generation.sampling import Sampling, check_length, generate, read
 from gca_lit.memory.base import ChunkStore
 from gca_lit.memory.host_store import HostStore
 from gca_lit.results.file import ResultsFile
+from gca_lit.scoring import score
 
 KEYS = ("rouge1", "rouge2", "rougeL")
 
@@ -24,9 +25,11 @@ KEYS = ("rouge1", "rouge2", "rougeL")
 class Rouge(AtEvaluation):
     """Generates the targets of data.pairs greedily and compares them with the references, in validate, test and fit.
 
-    Logs val_rouge1, val_rouge2 and val_rougeL (test_... in test): F-measures, the mean over the pairs. A line of
-    `output` in the trainer's default_root_dir has split, step, pair, these measures of the pair, prediction, reference,
-    and whose they are: sha256 of the checkpoint, commit and command. A prediction ends before end of text.
+    Logs val_rouge1, val_rouge2 and val_rougeL (test_... in test): F-measures, the mean over the pairs; and
+    val_pairs_loss: nats per token of the references, end of text included. A line of `output` in the trainer's
+    default_root_dir has split, step, pair, these measures of the pair, the number of tokens of its reference,
+    prediction, reference, and whose they are: sha256 of the checkpoint, commit and command. A prediction ends before
+    end of text.
 
     Ranks divide the pairs among them; with sharded weights (FSDP) all ranks generate all of them together.
 
@@ -63,6 +66,7 @@ class Rouge(AtEvaluation):
         if self.works_in(stage):
             pairs = self._pairs(trainer, "test" if stage == "test" else "val")
             check_length(pl_module, pairs.longest_prompt, self.sampling)  # type: ignore[arg-type]
+            check_length(pl_module, pairs.longest, Sampling(max_new_tokens=0))  # type: ignore[arg-type]
 
     def _pairs(self, trainer: Trainer, split: str) -> Any:
         return trainer.datamodule.pairs(split)  # type: ignore[attr-defined]
@@ -78,9 +82,11 @@ class Rouge(AtEvaluation):
             parts: list[Any] = [None] * ranks
             torch.distributed.all_gather_object(parts, rows)
             rows = sorted((row for part in parts for row in part), key=lambda row: row["pair"])
-        means = {f"{split}_{key}": sum(row[key] for row in rows) / count for key in KEYS}
-        model.log_dict(means, sync_dist=True)
-        said = ", ".join(f"{key} {means[f'{split}_{key}']:.4f}" for key in KEYS)
+        means = {key: sum(row[key] for row in rows) / count for key in KEYS}
+        tokens = sum(row["tokens"] for row in rows)
+        means["pairs_loss"] = sum(row["loss"] * row["tokens"] for row in rows) / tokens
+        model.log_dict({f"{split}_{key}": mean for key, mean in means.items()}, sync_dist=True)
+        said = ", ".join(f"{key} {mean:.4f}" for key, mean in means.items())
         rank_zero_info(f"step {self.step(trainer)}, {count} pairs of {split}: {said}")
         about = shared_columns(trainer, model, trainer.datamodule, self.loaded_step)  # type: ignore[attr-defined]
         origin = {name: about[name] for name in ("checkpoint_sha256", "commit", "command")}
@@ -97,4 +103,7 @@ class Rouge(AtEvaluation):
         reference = tokenizer.decode(pairs.target(number).tolist())
         found = rouge_score(prediction, reference, use_stemmer=self.stemmer, rouge_keys=KEYS)
         scores = {key: round(float(found[f"{key}_fmeasure"]), 4) for key in KEYS}
+        tokens, targets = pairs.asked(number)
+        nll = score(model, tokens, targets, self.segment, self.store).nll
+        scores |= {"loss": round(float(nll.mean()), 4), "tokens": len(nll)}
         return {"pair": number, **scores, "prediction": prediction, "reference": reference}

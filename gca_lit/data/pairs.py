@@ -103,9 +103,21 @@ class PairSet:
         document = self._reader.tokens(*self._documents[number].tolist())
         return torch.cat((torch.from_numpy(document), self._separator))
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest pair."""
+        return int((np.diff(self._documents) + np.diff(self._targets)).max()) + len(self._separator)
+
     def target(self, number: int) -> Tensor:
         """int64 [A]: the target of pair `number`, and end of text."""
         return torch.from_numpy(self._reader.tokens(*self._targets[number].tolist()))
+
+    def asked(self, number: int) -> tuple[Tensor, Tensor]:
+        """The tokens [1, T] of pair `number` but the last, and of each the next one where that is of the target, else
+        IGNORED."""
+        prompt, target = self.prompt(number), self.target(number)
+        targets = torch.cat((torch.full((len(prompt) - 1,), IGNORED), target))
+        return torch.cat((prompt, target))[None, :-1], targets[None]
 
 
 def open_pairs(path: str, settings: Pairs, tokenizer: Tokenizer, verify: bool, cache: Cache) -> PairSet:

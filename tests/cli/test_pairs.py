@@ -59,8 +59,11 @@ def test_learns_to_answer(run: Run, overlay: str, run_dir: Path) -> None:
     right = [row["prediction"] == TARGET for row in rows]
     assert sum(right) > 7 and all(row["rouge2"] == 1 for row, one in zip(rows, right, strict=True) if one)
     (metrics,) = run_dir.glob("csv/*/metrics.csv")
-    logged = [row["val_rougeL"] for row in csv.DictReader(metrics.open()) if row.get("val_rougeL")]
-    assert [float(value) for value in logged] == [pytest.approx(sum(row["rougeL"] for row in rows) / 9)]
+    (logged,) = [row for row in csv.DictReader(metrics.open()) if row.get("val_rougeL")]
+    assert float(logged["val_rougeL"]) == pytest.approx(sum(row["rougeL"] for row in rows) / 9)
+    assert {row["tokens"] for row in rows} == {len(TARGET) + 1}
+    assert float(logged["val_pairs_loss"]) == pytest.approx(sum(row["loss"] for row in rows) / 9)
+    assert float(logged["val_pairs_loss"]) < 0.5
 
 
 def test_scores(run: Run, overlay: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from gca_lit.data.pairs import Pairs, PairSet, PairTask
 from gca_lit.data.prepare import prepare
 from gca_lit.data.shards import ShardReader
 from gca_lit.data.tokenizers import ByteTokenizer
+from gca_lit.tasks.base import IGNORED
 
 ROWS = [{"document": f"document {'o' * i}", "summary": f"s{i}" + "u" * (i % 3)} for i in range(20)]
 TOKENIZER = ByteTokenizer()
@@ -22,7 +23,7 @@ SEPARATOR = " => "
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
-    """The directory of prepared pairs; the longest has 10 + 18 (document) + 4 + 5 + 1 tokens."""
+    """The directory of prepared pairs; the longest has 28 (document) + 4 + 4 (target) + 1 tokens."""
     return prepared(tmp_path / "pairs", ROWS)
 
 
@@ -51,9 +52,15 @@ def text(tokens: torch.Tensor) -> str:
 def test_prompts_and_targets(folder: str) -> None:
     pairs = pair_set(folder)
     assert len(pairs) == 20 and pairs.longest_prompt == len(ROWS[-1]["document"] + SEPARATOR)
+    assert pairs.longest == 28 + 4 + 5
     for number, row in enumerate(ROWS):
         assert text(pairs.prompt(number)) == row["document"] + SEPARATOR
         assert text(pairs.target(number)) == row["summary"] and pairs.target(number)[-1] == TOKENIZER.eos
+        tokens, targets = pairs.asked(number)
+        whole = torch.cat((pairs.prompt(number), pairs.target(number)))
+        asked = targets[0] != IGNORED
+        assert tokens[0].equal(whole[:-1]) and targets[0, asked].equal(pairs.target(number))
+        assert targets[0, asked].equal(whole[1:][asked])
 
 
 def test_a_row_is_pairs_then_text_and_asks_for_their_targets(folder: str) -> None:
