@@ -29,7 +29,7 @@ class Rouge(AtEvaluation):
     val_pairs_loss: nats per token of the references, end of text included. A line of `output` in the trainer's
     default_root_dir has split, step, pair, these measures of the pair, the number of tokens of its reference,
     prediction, reference, and whose they are: sha256 of the checkpoint, commit and command. A prediction ends before
-    end of text.
+    end of text. Lines are only added: the same command given again adds the same lines.
 
     Ranks divide the pairs among them; with sharded weights (FSDP) all ranks generate all of them together.
 

@@ -29,14 +29,14 @@ def warm_start(model: NetworkModule, path: Path, tokenizer: str | None, architec
     try:
         checkpoint = read_checkpoint(path)
     except (OSError, ValueError) as error:
-        raise type(error)(f"model.init_from: {error}") from error
+        raise type(error)(f"model.init_from: {error}; name another checkpoint with --model.init_from") from error
     saved, weights = checkpoint["gca_lit"], checkpoint["state_dict"]
     refuse_other_tokenizer(saved.get("tokenizer"), tokenizer)
     told = "; ".join(differences(saved["architecture"], architecture))
     try:
         model.refuse_other_weights(weights, f"model.init_from: {path}")
     except ValueError as error:
-        raise ValueError(f"{error}; {told}" if told else str(error)) from error
+        raise ValueError(f"{told}; {error}" if told else str(error)) from error
     options = StateDictOptions(full_state_dict=True)  # of weights in shards each rank takes its own
     set_model_state_dict(model, weights, options=options)
     rank_zero_info(f"weights of {path}, trained for {checkpoint['global_step']:,} steps")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from gca_lit.data.shards import ShardReader
 from gca_lit.data.tokenizers import Tokenizer
 from gca_lit.tasks.base import IGNORED, Episode
 
+TooLong = Literal["refuse", "cut"]
 PREPARE_PAIRS = PREPARE.replace(" --output", " --target-column NAME --output")
 
 
@@ -38,11 +39,13 @@ class Pairs:
     test: str | None = None
     separator: str = "\n\nSummary: "
     max_length: int = 4096
-    too_long: Literal["refuse", "cut"] = "refuse"
+    too_long: TooLong = "refuse"
 
     def __post_init__(self) -> None:
         if not self.separator:
             raise ValueError("pairs.separator must not be empty: the model learns from it that the document has ended")
+        if self.too_long not in get_args(TooLong):
+            raise ValueError(f'pairs.too_long must be "refuse" or "cut", not {self.too_long!r}')
         if self.max_length < 1:
             raise ValueError(f"pairs.max_length must be at least 1 token, got {self.max_length}")
 

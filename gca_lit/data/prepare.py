@@ -51,6 +51,8 @@ def prepare(
     tokens = load_tokenizer(tokenizer)
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, not {workers}")
+    if target_column == text_column:
+        raise ValueError(f"--text-column and --target-column are both {text_column!r}: a pair needs two columns")
     columns = [text_column] if target_column is None else [text_column, target_column]
     parallel = workers > 1
     try:
@@ -73,7 +75,10 @@ def prepare(
             "it goes on behind the last whole shard"
         ) from error
     manifest = read_manifest(Path(output))
-    done = f"{output}: {manifest['documents']} documents, {manifest['tokens']} tokens of tokenizer {tokens.name}"
+    documents = f"{manifest['documents']} documents"
+    if target_column is not None:
+        documents = f"{manifest['documents'] // 2} pairs ({documents})"
+    done = f"{output}: {documents}, {manifest['tokens']} tokens of tokenizer {tokens.name}"
     return f"{done}; the first {before} shards were there from an earlier run" if before else done
 
 

@@ -23,6 +23,7 @@ from gca_lit.data.order import EpochOrder, Order
 from gca_lit.data.rows import Batch, BlockRows, Made, Work
 
 PREFETCH = 2  # batches that a worker prepares ahead
+ORPHANED = 1.0  # seconds until a worker notices that training is gone
 HORIZON = 16  # batches between the call of `switch_length` and the switch: more than any set of workers is ahead
 
 
@@ -140,14 +141,17 @@ def _as_it_is(made: Any) -> Any:
 
 def _leave_signals_to_training(worker: int) -> None:
     """Live on when a terminal or a scheduler signals all processes: training stops in its own time and needs its
-    workers until then. Only the SIGTERM of the training process itself ends this one."""
+    workers until then. Only the SIGTERM of the training process itself ends this one, and that process's own end: a
+    worker that fills a pipe which nobody empties any more would stay for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     parent = os.getppid()
 
     def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            pass
+        while os.getppid() == parent:
+            got = signal.sigtimedwait({signal.SIGTERM}, ORPHANED)
+            if got is not None and got.si_pid == parent:
+                break
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -257,9 +257,10 @@ def check_memory(needs: Needs, machine: Machine) -> list[Finding]:
     each = (2 * needs.weights + (needs.optimizer or 0)) // needs.shards
     kept = "unknown" if needs.optimizer is None else size(needs.optimizer)
     training = f"weights {size(needs.weights)}, gradients as much, optimizer {kept}: {size(each)} a rank"
+    training += ", and activations, which grow with the rows of a step"
     status: Status | bool = needs.optimizer is None
     if there is not None and each * (1 if cuda else needs.ranks) > there:
-        status, training = "FAIL", f"{training}, without activations, but there are {size(there)}"
+        status, training = "FAIL", f"{training}, but there are {size(there)}"
     evaluation = f"{needs.evaluation}: {needs.shortage}" if needs.shortage else needs.evaluation
     short: Status = "ok" if needs.shortage is None else "warn" if needs.by_choice else "FAIL"
     remedy = "a shorter --length or length_generalization.factors, fewer kv_heads, or kv_dtype bfloat16"

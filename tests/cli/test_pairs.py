@@ -94,7 +94,7 @@ def test_starts_from_the_weights_of_a_checkpoint(run: Run, overlay: str, run_dir
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--model.init_from", "lost.ckpt"], "there is no checkpoint lost.ckpt"),
+        (["--model.init_from", "lost.ckpt"], "there is no checkpoint lost.ckpt; name another checkpoint with"),
         (["--model.init_from", "{last}", "--model.decoder.layers", "4"], "decoder.layers: 2 in the checkpoint, 4 in"),
         (["--data.pairs.val", "lost"], "data set lost does not exist"),
         (["--data.pairs.train", "{shards}/train"], "train holds no pairs: run"),
@@ -102,6 +102,7 @@ def test_starts_from_the_weights_of_a_checkpoint(run: Run, overlay: str, run_dir
         (["--data.pairs.max_length", "20"], "9 of 9 pairs of"),
         (["--data.pairs.max_length", "65"], "rows of 64 tokens are too short for task pairs, which takes 65"),
         (["--data.pairs.too_long", "drop"], "too_long"),
+        (["--data.pairs.too_long", "null"], 'pairs.too_long must be "refuse" or "cut", not None'),
         (["--data.pairs", "null", "--data.mixture.text", "1"], "data.pairs.val is not set"),
         (["--trainer.callbacks.stemmer", "true"], "Rouge: stemmer needs the package nltk: pip install nltk"),
     ],

@@ -74,7 +74,8 @@ def test_other_tokenizer_in_output(inputs: list[str], tmp_path: Path) -> None:
         ("x.txt", b"a" * 2_000_000 + b"\xff", "is not UTF-8: .* at byte 2000000"),
         ("x.txt", b"a" * ((1 << 20) - 1) + "é".encode()[:1], "is not UTF-8: .* at byte 1048575"),
         ("x.txt", b"a" * ((1 << 20) - 1) + b"\xc3(", "is not UTF-8: .* at byte 1048575"),
-        ("x.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line at byte 14: no field 'text'"),
+        ("x.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line at byte 14: no field 'text', only txt"),
+        ("x.jsonl", b"[]\n", "line at byte 0: no field 'text', the line is no object"),
         ("x.jsonl", b'{"text": "a"}\n{"text"\n', "line at byte 14: not valid JSON"),
         ("x.jsonl", b'{"text": 3}\n', "'text' holds int, not text"),
         ("x.jsonl", b'{"text": "\\ud800"}\n', "not valid Unicode"),
@@ -137,6 +138,14 @@ def test_pairs_are_two_documents_a_row(tmp_path: Path, kind: str, monkeypatch: p
 def test_text_files_have_no_pairs(inputs: list[str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.txt has no columns text, summary: give \.jsonl or \.parquet"):
         prepare(inputs, str(tmp_path / "out"), target_column="summary")
+
+
+def test_a_pair_has_two_columns(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "a", "summary": "b"}\n')
+    said = prepare([str(tmp_path / "x.jsonl")], str(tmp_path / "out"), target_column="summary")
+    assert "1 pairs (2 documents)" in said
+    with pytest.raises(ValueError, match="are both 'text': a pair needs two columns"):
+        prepare([str(tmp_path / "x.jsonl")], str(tmp_path / "other"), target_column="text")
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:200] + bytes([b[200] ^ 1]) + b[201:]])

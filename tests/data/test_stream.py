@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -102,3 +105,26 @@ def test_evaluation_takes_every_block_once(reader: ShardReader, world: int, batc
         seen += [number for batch in batches for number in batch.rows.tolist() if number >= 0]
         scored += sum(int((batch.targets >= 0).sum()) for batch in batches)
     assert len(lengths) == 1 and sorted(seen) == [block * T for block in range(32)] and scored == 32 * T
+
+
+ORPHAN = """
+import multiprocessing, os, signal
+from gca_lit.data.stream import _leave_signals_to_training
+
+def work(writing):
+    _leave_signals_to_training(0)
+    print("at work", flush=True)
+    while True:
+        os.write(writing, bytes(65536))  # the reading end is open here, too: this blocks for ever
+
+_, writing = os.pipe()
+multiprocessing.get_context("fork").Process(target=work, args=(writing,)).start()
+signal.pause()
+"""
+
+
+def test_a_worker_ends_with_a_training_that_was_killed() -> None:
+    training = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE)
+    assert training.stdout is not None and training.stdout.readline() == b"at work\n"
+    training.kill()
+    training.communicate(timeout=20)  # until the worker has closed its end of the output
