@@ -198,7 +198,7 @@ def _json_values(part: Part, content: bytes, columns: Sequence[str]) -> Iterator
                 raise ValueError(f"{_place(part, at)}: not valid JSON: {error}") from error
             for column in columns:
                 if not isinstance(row, dict) or column not in row:
-                    found = f"only {', '.join(row)}" if isinstance(row, dict) and row else "the line is no object"
+                    found = f"only {', '.join(row) or 'none'}" if isinstance(row, dict) else "the line is no object"
                     raise ValueError(f"{_place(part, at)}: no field {column!r}, {found}")
                 yield at, column, row[column]
         at += len(line)
