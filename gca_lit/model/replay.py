@@ -85,20 +85,23 @@ class Weights:
 
 
 class Graph(NamedTuple):
-    """One captured call: its key, the graph, and the tensors that it reads and writes."""
+    """One captured call: its key, the graph, and the tensors that it reads and writes, with those of one type."""
 
     key: Hashable
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
     outputs: list[Tensor]
     structure: Any
+    inputs_by_type: list[list[int]]
+    outputs_by_type: list[list[int]]
 
     @classmethod
     def capture(cls, function: Callable[..., Any], key: Hashable, leaves: Sequence[Tensor], structure: Any) -> Graph:
         device = leaves[0].device
         with torch.inference_mode(False):
             inputs = _room(leaves)
-        _copy(inputs, leaves)
+        inputs_by_type = _by_type(inputs)
+        _copy(inputs, leaves, inputs_by_type)
         stream, current = _side_stream(device), torch.cuda.current_stream(device)
         graph, outputs = torch.cuda.CUDAGraph(), list[Tensor]()
         stream.wait_stream(current)
@@ -111,13 +114,13 @@ class Graph(NamedTuple):
             finally:
                 graph.capture_end()
         current.wait_stream(stream)
-        return cls(key, graph, inputs, outputs, given)
+        return cls(key, graph, inputs, outputs, given, inputs_by_type, _by_type(outputs))
 
     def replay(self, leaves: Sequence[Tensor]) -> Any:
-        _copy(self.inputs, leaves)
+        _copy(self.inputs, leaves, self.inputs_by_type)
         self.graph.replay()
         results = _room(self.outputs)
-        _copy(results, self.outputs)
+        _copy(results, self.outputs, self.outputs_by_type)
         return _unflatten(self.structure, iter(results))
 
 
@@ -180,8 +183,13 @@ def _room(like: Sequence[Tensor]) -> list[Tensor]:
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in like]
 
 
-def _copy(into: Sequence[Tensor], source: Sequence[Tensor]) -> None:
+def _by_type(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """The numbers of the tensors of each type."""
+    types = dict.fromkeys(x.dtype for x in tensors)
+    return [[at for at, x in enumerate(tensors) if x.dtype == dtype] for dtype in types]
+
+
+def _copy(into: Sequence[Tensor], source: Sequence[Tensor], by_type: list[list[int]]) -> None:
     """Copy all tensors, those of a type in one launch."""
-    for dtype in {x.dtype for x in into}:
-        of_type = [at for at, x in enumerate(into) if x.dtype == dtype]
-        torch._foreach_copy_([into[at] for at in of_type], [source[at] for at in of_type], non_blocking=True)
+    for numbers in by_type:
+        torch._foreach_copy_([into[at] for at in numbers], [source[at] for at in numbers], non_blocking=True)

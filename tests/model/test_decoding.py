@@ -139,6 +139,33 @@ def test_other_weights_are_captured_anew_and_other_values_are_not(monkeypatch):
         assert captures.made == made
 
 
+def test_a_replay_reads_what_it_is_given_and_gives_copies():
+    given = torch.ones(2), torch.tensor([3]), torch.zeros(1, 2)
+
+    def function(a, b, c):
+        return (a + 1, b * 2), c + a
+
+    inputs, outputs = [torch.empty_like(x) for x in given], []
+    structure = replay._flatten(function(*given), outputs)
+
+    class Captured:
+        def replay(self):
+            made = []
+            replay._flatten(function(*inputs), made)
+            for x, y in zip(outputs, made, strict=True):
+                x.copy_(y)
+
+    graph = replay.Graph(
+        None, Captured(), inputs, outputs, structure, replay._by_type(inputs), replay._by_type(outputs)
+    )
+    first = graph.replay(given)
+    second = graph.replay((torch.full((2,), 5.0), torch.tensor([7]), torch.ones(1, 2)))
+    assert [[x.tolist() for x in made[0]] + [made[1].tolist()] for made in (first, second)] == [
+        [[2, 2], [6], [[1, 1]]],
+        [[6, 6], [14], [[6, 6]]],
+    ]
+
+
 def test_what_is_held_is_read_where_it_lies(monkeypatch):
     captures, layer, held = Captures(monkeypatch), torch.nn.Linear(2, 2), torch.ones(3)
     call = replay.Replayed(lambda x, held: x + sum(held), layer)
