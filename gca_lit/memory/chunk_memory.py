@@ -66,10 +66,6 @@ class ChunkMemory:
         renumbered = torch.where(old, slot, torch.where(ids < 0, ids, ids - self.count + U))
         return own, Selection(renumbered, selection.weights)
 
-    def fetch(self, selection: Selection) -> tuple[ChunkTable, Selection]:
-        """See `fetch`: chunks kept here, which are one at least. Nothing waits for the device unless the store does."""
-        return fetch(selection, self.store.read)
-
     def bytes(self) -> dict[str, int]:
         """Bytes held in each tier: the store's, and the landmarks on the device."""
         held = dict(self.store.bytes())
@@ -79,7 +75,8 @@ class ChunkMemory:
 
 def fetch(selection: Selection, read: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[ChunkTable, Selection]:
     """The chunks of one entry [B, 1, K] as a table of K in the order of the slots, any chunk where a slot is empty, and
-    the entry renumbered to that table. `read` takes their numbers [B, K]."""
+    the entry renumbered to that table. `read` takes their numbers [B, K]; at least one chunk is kept. Nothing else
+    waits for the device."""
     ids = selection.ids[:, 0]
     table = ChunkTable(*(part.contiguous() for part in read(ids.clamp(min=0))))
     slot = torch.arange(ids.shape[1], device=ids.device)

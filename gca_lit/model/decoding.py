@@ -149,7 +149,7 @@ class Decoding:
             if one.fetched:
                 return one
             if memory.count:
-                return Carried(one.selection, memory.fetch(one.selection))
+                return Carried(one.selection, fetch(one.selection, memory.store.read))
             return Carried(one.selection, (upper.blank(state.pending, one.selection.ids.shape[2]), one.selection))
 
         return tuple(map(with_chunks, state.carried))

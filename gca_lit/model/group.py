@@ -72,7 +72,7 @@ class Group(nn.Module):
     ) -> None:
         super().__init__()
         self.number, self.top_k, self.recompute = number, attention.top_k, recompute
-        self.dims, self.index = dims, attention.index
+        self.index = attention.index
         self.retriever, self.slope = attention.retriever(dims), attention.slope()
         self.layers = nn.ModuleList(layers)
 

@@ -104,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         models = {backend: built(recipe, backend, compiled=True) for backend in options.backends}
         for length in options.lengths:
             for row in rows_of(models, length, options, "cuda"):
-                command.record(path, {**common, "model": recipe.stem, **row}, COLUMNS, _said(row))
+                row = {**common, "model": recipe.stem, **row}
+                command.record(path, row, COLUMNS, _said(row))
     print(table(read_rows(path)), end="")
     if set(options.backends) == set(BACKENDS):
         print(draw(path))
@@ -179,7 +180,7 @@ def _held(state: ModelState) -> dict[str, float]:
 
 def _said(row: dict[str, Any]) -> str:
     speeds = [f"{row.get(name, 0):,.0f}" for name in COLUMNS if name.endswith("tokens_per_s")]
-    said = f"{row['backend']} {row['length']:,}: tokens/s first {speeds[0]}, again {speeds[1]}, "
+    said = f"{row['model']} {row['backend']} {row['length']:,}: tokens/s first {speeds[0]}, again {speeds[1]}, "
     return said + f"full {speeds[2]}, decoding {speeds[3]}; {row.get('decode_peak_gb', 0):.2f} GB {row['note']}"
 
 
