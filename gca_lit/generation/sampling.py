@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gca_lit import scoring
+
+AHEAD = 4
+"""Tokens that a CUDA device has queued when the host waits for one: a chunk's end takes the host as long as some."""
 
 
 class Network(scoring.Network, Protocol):
@@ -99,7 +104,7 @@ def read(
         step = model.step(tokens[:, start:stop].long(), state, read="last" if stop == T else "none")
         state = step.state
         progress(stop - start)
-    return state, model.logits(step.hidden)[:, -1]
+    return state, _next_logits(model, step)
 
 
 @torch.no_grad()
@@ -108,7 +113,7 @@ def generate(
 ) -> Iterator[int]:
     """Yield new tokens one at a time, up to `max_new_tokens` or the first of `stop_ids`, which is not yielded.
 
-    Stop texts are not looked for: they are text, and this is tokens. A CUDA device computes one token ahead of the one
+    Stop texts are not looked for: they are text, and this is tokens. A CUDA device is up to AHEAD tokens ahead of the one
     that is yielded.
 
     Args:
@@ -117,7 +122,7 @@ def generate(
     if len(logits) != 1:
         raise ValueError(f"generate continues one text at a time, got a batch of {len(logits)}")
     coming = _continued(model, state, logits, sampling)
-    for token in _one_ahead(coming, logits.device) if logits.is_cuda else map(int, coming):
+    for token in _ahead(coming, logits.device) if logits.is_cuda else map(int, coming):
         if token in stop_ids:
             return
         yield token
@@ -131,21 +136,28 @@ def _continued(model: Network, state: Any, logits: Tensor, sampling: Sampling) -
         yield chosen
         if left:
             step = model.step(chosen.view(1, 1), state, read="last")
-            state, logits = step.state, model.logits(step.hidden)[:, -1]
+            state, logits = step.state, _next_logits(model, step)
 
 
-def _one_ahead(numbers: Iterator[Tensor], device: torch.device) -> Iterator[int]:
-    """`numbers` [] of a CUDA device, each waited for when the work for the one behind it has been queued."""
-    coming = [(torch.empty((), dtype=torch.int64, pin_memory=True), torch.cuda.Event()) for _ in range(2)]
-    count = 0
-    for count, number in enumerate(numbers, 1):
-        there, arrived = coming[count % 2]
+def _next_logits(model: Network, step: Any) -> Tensor:
+    """[B, V] behind the last token that was read."""
+    logits: Tensor = model.logits(step.hidden) if step.logits is None else step.logits
+    return logits[:, -1]
+
+
+def _ahead(numbers: Iterator[Tensor], device: torch.device) -> Iterator[int]:
+    """`numbers` [] of a CUDA device, each waited for when the work for those behind it has been queued."""
+    places = torch.empty(AHEAD + 1, dtype=torch.int64, pin_memory=True).unbind()
+    slots = cycle([(place, torch.cuda.Event()) for place in places])
+    queued: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+    for number, (there, arrived) in zip(numbers, slots, strict=False):
         there.copy_(number, non_blocking=True)
         arrived.record(torch.cuda.current_stream(device))
-        if count > 1:
-            yield _arrived(*coming[(count - 1) % 2])
-    if count:
-        yield _arrived(*coming[count % 2])
+        queued.append((there, arrived))
+        if len(queued) > AHEAD:
+            yield _arrived(*queued.popleft())
+    while queued:
+        yield _arrived(*queued.popleft())
 
 
 def _arrived(number: Tensor, event: torch.cuda.Event) -> int:

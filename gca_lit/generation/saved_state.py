@@ -87,7 +87,7 @@ def load(directory: Path, model: CausalLM, store: ChunkStore, made_with: dict[st
     if different:
         raise ValueError(f"the state in {directory} was made with something else; {'; '.join(different)}")
     empty = model.new_state(record["batch_size"], store)
-    device = empty.pending.device
+    device = empty.deferred.device
     for name, about in record["files"].items():
         if not (directory / name).is_file() or (directory / name).stat().st_size != about["bytes"]:
             raise ValueError(f"{directory / name} is damaged: it should have {about['bytes']:,} bytes; {READ_AGAIN}")
@@ -98,12 +98,12 @@ def load(directory: Path, model: CausalLM, store: ChunkStore, made_with: dict[st
         assert empty.memory is not None
         _load_chunks(empty.memory, directory, record, device)
     carried = tuple(Carried(Selection(ids, weights)) for ids, weights in rest.pop("carried"))
-    return replace(empty, position=record["position"], carried=carried, **rest)
+    return replace(empty, position=record["position"], carried=carried, pending=(rest.pop("pending"),), **rest)
 
 
 def _write(state: ModelState, folder: Path, made_with: dict[str, Any]) -> None:
     record: dict[str, Any] = {"format": FORMAT, "made_with": made_with, "position": state.position}
-    record |= {"batch_size": len(state.pending), "chunks": 0, "files": {}}
+    record |= {"batch_size": len(state.deferred), "chunks": 0, "files": {}}
     with WholeFile(folder / REST) as file:
         torch.save(_rest(state), file)  # type: ignore[arg-type]
         record["files"][REST] = file
@@ -116,7 +116,8 @@ def _write(state: ModelState, folder: Path, made_with: dict[str, Any]) -> None:
 
 def _rest(state: ModelState) -> dict[str, Any]:
     """All but position and memory as plain tuples of tensors; the chunks that `carried` fetched are fetched again."""
-    parts = {name: getattr(state, name) for name in ("lower", "upper", "pending", "deferred")}
+    parts = {name: getattr(state, name) for name in ("lower", "upper", "deferred")}
+    parts["pending"] = torch.cat((state.deferred[:, :0], *state.pending), 1)
     return {name: _plain(part) for name, part in parts.items()} | {
         "carried": tuple(_plain(tuple(one.selection)) for one in state.carried)
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import cast
 
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gca_lit.attention.base import Dims, Mixer, Past, View
 from gca_lit.layers import RMSNorm, SwiGLU, rotation
+from gca_lit.model.pasts import Pasts, separate
 
 
 class Block(nn.Module):
@@ -43,11 +44,11 @@ def view_at(positions: Tensor, x: Tensor, dims: Dims, documents: Tensor | None =
 
 
 def run_blocks(
-    blocks: Iterable[nn.Module], pasts: Sequence[Past], x: Tensor, view: View, recompute: bool
+    blocks: Iterable[nn.Module], pasts: Pasts, x: Tensor, view: View, recompute: bool
 ) -> tuple[Tensor, tuple[Past, ...]]:
     """x through `blocks`, each with its past -> (x, new pasts); `recompute` trades time for memory in backward."""
     new = []
-    for block, past in zip(blocks, pasts, strict=True):
+    for block, past in zip(blocks, separate(pasts), strict=True):
         view = replace(view, prepared=cast(Block, block).mixer.prepare(x, past, view))
         if recompute and torch.is_grad_enabled():
             x, past = checkpoint(block, x, past, view, use_reentrant=False)

@@ -63,12 +63,14 @@ class Step(NamedTuple):
     selections: of each retrieval group; entry j of Q serves chunk `first_chunk` + j.
     first_chunk: chunk number of the selections' first entry.
     state: for the next segment; the state that was passed in must not be used again.
+    logits: [B, 1, V] of a single token, where they were made in passing.
     """
 
     hidden: Tensor
     selections: tuple[Selection, ...]
     first_chunk: int
     state: ModelState
+    logits: Tensor | None = None
 
 
 class Decoder(nn.Module):
@@ -164,7 +166,7 @@ class Decoder(nn.Module):
             position=0,
             lower=tuple(block.mixer.empty_past(batch_size, like) for block in self.lower),  # type: ignore[union-attr, operator]
             upper=self.upper.empty_pasts(batch_size, like),
-            pending=nothing,
+            pending=(),
             deferred=nothing,
             carried=self.upper.no_selections(batch_size, like) if isinstance(self.upper, UpperHalf) else (),
             memory=memory,
@@ -204,7 +206,7 @@ class Decoder(nn.Module):
         layout = Layout(state.position, tokens.shape[1], self.attention.chunk_size)
         wanted = _wanted(read, layout.tokens)
         if given and noise is None and self.decoding.takes(layout, wanted, state):
-            return Step(*self.decoding.step(tokens, state, layout))
+            return Step(**self.decoding.step(tokens, state, layout)._asdict())
 
         x = self.embed(tokens)
         if self.landmark is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -18,14 +18,23 @@ from gca_lit.memory import Selection, fetch
 from gca_lit.model.block import run_blocks, view_at
 from gca_lit.model.chunks import EncodedChunks, Layout
 from gca_lit.model.group import Carried, Fetched, Group
+from gca_lit.model.pasts import Pasts, divided, stacked
 from gca_lit.model.replay import Replayed
-from gca_lit.model.state import ModelState, behind
+from gca_lit.model.state import ModelState
 from gca_lit.model.upper import UpperHalf
 
 if TYPE_CHECKING:
     from gca_lit.model.decoder import Decoder
 
-Pasts = tuple[Past, ...]
+
+class Decoded(NamedTuple):
+    """What a step of one token gives: see `decoder.Step`, and logits [B, 1, V]."""
+
+    hidden: Tensor
+    logits: Tensor
+    selections: tuple[Selection, ...]
+    first_chunk: int
+    state: ModelState
 
 
 class Decoding:
@@ -46,44 +55,50 @@ class Decoding:
         ready = waiting == 0 or (waiting == 1 and layout.begins_chunk)
         return layout.tokens == 1 and wanted == (0, 1) and ready and not torch.is_grad_enabled()
 
-    def step(
-        self, tokens: Tensor, state: ModelState, layout: Layout
-    ) -> tuple[Tensor, tuple[Selection, ...], int, ModelState]:
-        """tokens [B, 1] -> as `UpperHalf.forward`, the hidden states normed."""
+    def step(self, tokens: Tensor, state: ModelState, layout: Layout) -> Decoded:
+        """tokens [B, 1]; `layout` is theirs."""
         row, first_row = torch.full((1,), layout.first_row, device=tokens.device), layout.first_row
         selections = tuple(one.selection for one in state.carried)
         if state.deferred.shape[1]:
             state = self._select(state, row - 1, layout.block)
             made = tuple(one.selection for one in state.carried)
             selections, first_row = tuple(map(_both, selections, made)), first_row - 1
-        elif state.carried:
+        else:
             state = replace(state, carried=self._fetched(state))
-        fetched = tuple(one.fetched for one in state.carried)
-        hidden, x, lower, upper = self._text(tokens, row, state.lower, state.upper, fetched)
-        pending = behind(state.pending, x) if state.carried else state.pending
-        state = replace(state, position=state.position + 1, lower=lower, upper=upper, pending=pending)
+        groups = state.upper if state.carried else (state.upper,)
+        (hidden, logits), below, pasts = self._text((tokens, row), (state.lower, *groups), state.carried)
+        lower, *groups = divided(pasts, self._layers())
+        state = replace(
+            state,
+            position=state.position + 1,
+            lower=lower,
+            upper=tuple(groups) if state.carried else groups[0],
+            pending=(*state.pending, *below),
+        )
         if layout.chunks:
             state = self._complete(state, row + 1)
-        return hidden, selections, first_row // layout.block, state
+        return Decoded(hidden, logits, selections, first_row // layout.block, state)
 
     def text_row(
-        self, tokens: Tensor, row: Tensor, lower: Pasts, upper: Pasts, fetched: tuple[Fetched, ...]
-    ) -> tuple[Tensor, Tensor, Pasts, Pasts]:
-        """tokens [B, 1], row number [1], pasts and the chunks that serve each group -> hidden states normed and of the
-        lower layers [B, 1, M], new pasts."""
-        decoder = self.decoder
+        self, text: tuple[Tensor, Tensor], pasts: tuple[Pasts, ...], carried: tuple[Carried, ...]
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...], Pasts]:
+        """Tokens [B, 1] and row number [1], pasts of the lower layers and of each group, what serves each group ->
+        hidden states normed [B, 1, M] and logits [B, 1, V], those of the lower layers for a chunk encoder, new pasts of
+        all layers."""
+        (tokens, row), decoder = text, self.decoder
         x = decoder.embed(tokens)
         view = view_at(row, x, decoder.config)
-        below, lower = run_blocks(decoder.lower, lower, x, view, False)
+        x, done = run_blocks(decoder.lower, pasts[0], x, view, False)
+        below = (x,) if carried else ()
         if isinstance(decoder.upper, UpperHalf):
-            x, done = below, []
-            for group, pasts, chunks in zip(decoder.upper.groups, upper, fetched, strict=True):
-                x, pasts = cast(Group, group).row(x, view, pasts, chunks)
-                done.append(pasts)
-            upper = tuple(done)
+            for part, past, served in zip(decoder.upper.groups, pasts[1:], carried, strict=True):
+                x, new = cast(Group, part).row(x, view, past, cast(Fetched, served.fetched))
+                done += new
         else:
-            x, upper = run_blocks(decoder.upper.blocks, upper, below, view, False)
-        return decoder.norm(x), below, lower, upper
+            x, new = run_blocks(decoder.upper.blocks, pasts[1], x, view, False)
+            done += new
+        hidden = decoder.norm(x)
+        return (hidden, decoder.logits(hidden)), below, stacked(done, pasts)
 
     def landmark_row(self, row: Tensor, lower: Pasts, pending: Tensor) -> tuple[Tensor, Pasts, EncodedChunks]:
         """Row number [1], pasts and the chunk's other rows [B, C, M] -> lower hidden states of the landmark [B, 1, M],
@@ -91,57 +106,68 @@ class Decoding:
         decoder, upper = self.decoder, cast(UpperHalf, self.decoder.upper)
         assert decoder.landmark is not None
         x = decoder.landmark.expand(len(pending), 1, -1).to(pending.dtype)
-        x, lower = run_blocks(decoder.lower, lower, x, view_at(row, x, decoder.config), False)
+        x, new = run_blocks(decoder.lower, lower, x, view_at(row, x, decoder.config), False)
         block = torch.cat((pending, x), 1)[:, None]
-        return x, lower, upper.encoder(block, upper.encoder.rotation(block))
+        return x, stacked(new, [lower]), upper.encoder(block, upper.encoder.rotation(block))
 
     def selecting_row(
         self,
         x: Tensor,
         row: Tensor,
         chunk: Tensor,
-        upper: Pasts,
-        before: tuple[Fetched, ...],
+        pasts: tuple[Pasts, ...],
+        before: tuple[Carried, ...],
         held: tuple[tuple[Tensor, ...], Callable[[Tensor], tuple[Tensor, Tensor]]],
     ) -> tuple[Pasts, tuple[Carried, ...]]:
         """A landmark x [B, 1, M], its row number and chunk number [1], and pasts through the groups: each makes the
-        selection of the rows behind it -> new pasts, the selections with their chunks.
+        selection of the rows behind it -> new pasts of all their layers, the selections with their chunks.
 
-        before: the chunks that serve the landmark's own row; () where its own selection does.
+        before: what serves the landmark's own row; () where its own selection does.
         held: landmarks in blocks with room (see `ChunkMemory.blocks`), and what reads chunks.
         """
         keys, read = held
-        view, done, carried = view_at(row, x, self.decoder.config), [], []
+        view, carried, done = view_at(row, x, self.decoder.config), list[Carried](), tuple[Past, ...]()
         for number, part in enumerate(cast(UpperHalf, self.decoder.upper).groups):
             group = cast(Group, part)
             made = group.select(x, chunk, keys)
             after = fetch(made, read)
-            x, pasts = group.row(x, view, upper[number], before[number] if before else after)
-            done.append(pasts)
+            served = cast(Fetched, before[number].fetched) if before else after
+            x, new = group.row(x, view, pasts[number], served)
+            done += new
             carried.append(Carried(made, after))
-        return tuple(done), tuple(carried)
+        return stacked(done, pasts), tuple(carried)
+
+    def _layers(self) -> list[int]:
+        """How many there are below, and in each group."""
+        upper = self.decoder.upper
+        parts = (
+            [cast(Group, group).layers for group in upper.groups] if isinstance(upper, UpperHalf) else [upper.blocks]
+        )
+        return [len(part) for part in (self.decoder.lower, *parts)]
 
     def _complete(self, state: ModelState, row: Tensor) -> ModelState:
         """The chunk goes to memory, and its landmark waits for the next token."""
         assert state.memory is not None
-        x, lower, made = self._landmark(row, state.lower, state.pending)
+        x, lower, made = self._landmark(row, state.lower, torch.cat(state.pending, 1))
         state.memory.append(made.landmarks, made.table)
-        return replace(state, lower=lower, pending=state.pending[:, :0].clone(), deferred=x)
+        return replace(state, lower=lower, pending=(), deferred=x)
 
     def _select(self, state: ModelState, row: Tensor, block: int) -> ModelState:
         """The landmark at `row` that waits goes through the groups."""
         upper, memory, x = cast(UpperHalf, self.decoder.upper), state.memory, state.deferred
         assert memory is not None
-        before = () if upper.shift else tuple(cast(Fetched, one.fetched) for one in self._fetched(state))
+        before = () if upper.shift else self._fetched(state)
         reader, inputs = memory.store.reader(), (x, row, row // block, state.upper, before)
         if reader is None:
             pasts, carried = self.selecting_row(*inputs, (memory.blocks(), memory.store.read))
         else:
             pasts, carried = memory.store.ordered(lambda: self._selecting(*inputs, held=(memory.blocks(), reader)))
-        return replace(state, upper=pasts, carried=carried, deferred=x[:, :0].clone())
+        return replace(state, upper=divided(pasts, self._layers()[1:]), carried=carried, deferred=x[:, :0].clone())
 
     def _fetched(self, state: ModelState) -> tuple[Carried, ...]:
         """What serves the next row of each group, with its chunks."""
+        if all(one.fetched for one in state.carried):
+            return state.carried
         upper, memory = cast(UpperHalf, self.decoder.upper), state.memory
         assert memory is not None
 
@@ -150,7 +176,7 @@ class Decoding:
                 return one
             if memory.count:
                 return Carried(one.selection, fetch(one.selection, memory.store.read))
-            return Carried(one.selection, (upper.blank(state.pending, one.selection.ids.shape[2]), one.selection))
+            return Carried(one.selection, (upper.blank(state.deferred, one.selection.ids.shape[2]), one.selection))
 
         return tuple(map(with_chunks, state.carried))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gca_lit.attention.base import Dims, Past, RetrievalBackend, View
 from gca_lit.memory import ChunkMemory, ChunkTable, Selection
 from gca_lit.model.block import Block, run_blocks
+from gca_lit.model.pasts import Pasts
 from gca_lit.model.retrieval import Noise, select, select_one
 
 Fetched = tuple[ChunkTable, Selection]
@@ -85,7 +86,7 @@ class Group(nn.Module):
         return Carried(Selection(torch.full(shape, -1, device=like.device), like.new_zeros(shape)))
 
     def forward(
-        self, x: Tensor, pasts: tuple[Past, ...], carried: Carried, run: Run
+        self, x: Tensor, pasts: Pasts, carried: Carried, run: Run
     ) -> tuple[Tensor, tuple[Past, ...], Selection, Carried]:
         """x [B, R, M] -> (x, new pasts, selection [B, 1 + m, K]: carried, then made at landmarks; what to carry on)."""
         selection, (table, slots) = self._select(x, carried, run)
@@ -101,7 +102,7 @@ class Group(nn.Module):
         shapes alone."""
         return select_one(self.retriever(x), held, chunk, self.top_k, self.slope)
 
-    def row(self, x: Tensor, view: View, pasts: tuple[Past, ...], fetched: Fetched) -> tuple[Tensor, tuple[Past, ...]]:
+    def row(self, x: Tensor, view: View, pasts: Pasts, fetched: Fetched) -> tuple[Tensor, tuple[Past, ...]]:
         """One row x [B, 1, M], served by K chunks -> (x, new pasts); a function of shapes alone.
 
         view: of the row, without table and selection.

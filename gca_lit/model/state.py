@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gca_lit.attention.base import Past
 from gca_lit.memory import ChunkMemory
 from gca_lit.model.group import Carried
+from gca_lit.model.pasts import Pasts
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,16 @@ class ModelState:
     position: text tokens consumed.
     lower: the past of each lower layer.
     upper: the past of the upper layers, for a retrieval backend of each group.
-    pending: lower hidden states of the rows of the incomplete chunk, [B, < C + 1, M].
+    pending: lower hidden states of the rows of the incomplete chunk, in consecutive parts [B, n, M].
     deferred: lower hidden states of the last rows that the upper layers have not run on yet, [B, n, M].
     carried: of each retrieval group, what serves the next row of the upper layers.
     memory: landmarks and chunk K/V of all whole chunks; None where nothing is kept (training, or no chunks).
     """
 
     position: int
-    lower: tuple[Past, ...]
-    upper: tuple[Past, ...]
-    pending: Tensor
+    lower: Pasts
+    upper: Any
+    pending: tuple[Tensor, ...]
     deferred: Tensor
     carried: tuple[Carried, ...]
     memory: ChunkMemory | None
@@ -41,9 +42,10 @@ class ModelState:
         return held
 
 
-def behind(waiting: Tensor, x: Tensor) -> Tensor:
-    """Rows x [B, R, M] behind those that wait [B, n, M]; x itself, not a copy, where none do."""
-    return torch.cat((waiting.to(x.dtype), x), 1) if waiting.shape[1] else x
+def behind(waiting: Iterable[Tensor], x: Tensor) -> Tensor:
+    """Rows x [B, R, M] behind those that wait, in parts [B, n, M]; x itself, not a copy, where none do."""
+    parts = [part.to(x.dtype) for part in waiting if part.shape[1]]
+    return torch.cat((*parts, x), 1) if parts else x
 
 
 def _nbytes(past: Any) -> int:

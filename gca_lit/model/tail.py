@@ -39,7 +39,7 @@ class WindowTail(nn.Module):
 
         view: of the segment's rows.
         """
-        at_hand = behind(state.deferred, x)
+        at_hand = behind([state.deferred], x)
         span = plan_span(layout, state.deferred.shape[1], wanted, self.reach)
         pasts = self.empty_pasts(len(x), x) if span.begin > 0 else state.upper
         rows = at_hand[:, span.begin : span.stop]

@@ -98,7 +98,7 @@ class UpperHalf(nn.Module):
             entry serves, the new state.
         """
         own, pending = self._encode(x, layout, state.pending)
-        at_hand = behind(state.deferred, x)
+        at_hand = behind([state.deferred], x)
         span = plan_span(layout, state.deferred.shape[1], wanted, self.reach)
         rows = at_hand[:, span.begin : span.stop]
         pasts, carried = state.upper, state.carried
@@ -120,13 +120,15 @@ class UpperHalf(nn.Module):
         text = layout.text_of(rows, span.first_row, wanted)
         return text, selections, span.first_row // layout.block, state
 
-    def _encode(self, x: Tensor, layout: Layout, pending: Tensor) -> tuple[EncodedChunks, Tensor]:
+    def _encode(
+        self, x: Tensor, layout: Layout, pending: tuple[Tensor, ...]
+    ) -> tuple[EncodedChunks, tuple[Tensor, ...]]:
         rows = behind(pending, x)
         whole = layout.chunks * layout.block
         if whole == 0 and not torch.is_grad_enabled():
-            return self.encoder.nothing(x, layout.block - 1), rows
+            return self.encoder.nothing(x, layout.block - 1), (rows,)
         blocks = rows[:, :whole].unflatten(1, (layout.chunks, layout.block))
-        return self.encoder(blocks, self.encoder.rotation(blocks)), rows[:, whole:].clone()
+        return self.encoder(blocks, self.encoder.rotation(blocks)), (rows[:, whole:].clone(),)
 
     def _run(
         self,

@@ -29,7 +29,7 @@ def record_of(model):
 
 @torch.no_grad()
 def go_on(model, state, sizes=(3, 1, 1, 1, 1, 1, 1, 12)):
-    ids, at, hidden = tokens(sum(sizes), len(state.pending)).to(state.pending.device), 0, []
+    ids, at, hidden = tokens(sum(sizes), len(state.deferred)).to(state.deferred.device), 0, []
     for size in sizes:
         step = model.step(ids[:, at : at + size], state)
         state, at = step.state, at + size

@@ -1,0 +1,73 @@
+"""Arguments of nested tuples of tensors: what they are made of, and room for their tensors in a fixed place."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def flatten(tree: Any, leaves: list[Any]) -> Any:
+    """Append what is no tuple in `tree` to `leaves` -> how it was nested."""
+    if isinstance(tree, tuple):
+        return type(tree), *[flatten(part, leaves) for part in tree]
+    leaves.append(tree)
+    return None
+
+
+def unflatten(structure: Any, leaves: Iterator[Any]) -> Any:
+    """The reverse of `flatten`."""
+    if structure is None:
+        return next(leaves)
+    kind, *parts = structure
+    made = [unflatten(part, leaves) for part in parts]
+    return tuple(made) if kind is tuple else kind(*made)
+
+
+class Given:
+    """An argument: its tensors, and what the work on it depends on."""
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.leaves = value, list[Any]()
+        self.structure = flatten(value, self.leaves)
+        self.on_device = all([isinstance(x, Tensor) and x.is_cuda for x in self.leaves])
+        shapes = tuple([(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else None for x in self.leaves])
+        self.kind: Hashable = (self.structure, shapes)
+
+    def is_of(self, value: Any) -> bool:
+        """Whether it was made of that very tuple; other objects may hold other values by now."""
+        return value is self.value and isinstance(value, tuple)
+
+
+class Room:
+    """Tensors in a fixed place."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+        types = dict.fromkeys(x.dtype for x in tensors)
+        self._by_type = [[at for at, x in enumerate(tensors) if x.dtype == dtype] for dtype in types]
+
+    @classmethod
+    def like(cls, tensors: Sequence[Tensor]) -> Room:
+        """Room for such tensors."""
+        return cls(_empty(tensors))
+
+    def fill(self, source: Sequence[Tensor]) -> None:
+        """Copy all tensors of `source`, those of a type in one launch."""
+        self._copy(self.tensors, source)
+
+    def copies(self) -> list[Tensor]:
+        """What is there, in memory of its own."""
+        made = _empty(self.tensors)
+        self._copy(made, self.tensors)
+        return made
+
+    def _copy(self, into: Sequence[Tensor], source: Sequence[Tensor]) -> None:
+        for numbers in self._by_type:
+            torch._foreach_copy_([into[at] for at in numbers], [source[at] for at in numbers], non_blocking=True)
+
+
+def _empty(like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in like]
