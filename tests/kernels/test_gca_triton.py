@@ -55,6 +55,13 @@ ROWS = [
     {"C": 2, "D": 8, "K": 1},
     {"C": 13, "D": 40, "K": 5, "H": 6, "J": 2, "block": 9, "start": 8},
     {"C": 8, "D": 16, "K": 4, "H": 20, "J": 1, "Q": 2},
+    {"C": 31, "D": 20, "K": 7, "H": 6, "J": 2},
+    {"C": 31, "D": 128, "K": 33, "N": 9, "H": 4, "J": 1},  # more slots than the sum takes at a time
+    {"C": 1, "D": 1, "K": 1, "H": 1, "J": 1},
+    {"C": 5, "N": 0},
+    {"C": 5, "B": 0},
+    {"C": 2, "D": 8, "K": 2, "H": 128, "J": 1, "B": 1},
+    {"C": 2, "D": 8, "K": 2, "H": 129, "J": 1, "B": 1},
 ]
 
 
@@ -143,6 +150,16 @@ def test_ids_and_weights(change, dtype):
     a = inputs(start=2, H=2, J=1, dtype=dtype)
     change(a)
     assert_as_exact_as_reference(a, softmax_offset=1.0)
+
+
+@all_dtypes
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("change", ["all slots are empty", "NaN weights in empty slots", "ids outside the table"])
+def test_ids_and_weights_of_one_row(change, offset, dtype):
+    a = inputs(R=1, C=13, D=20, dtype=dtype)
+    a["chunk_ids"][0, 0, 1] = -1
+    CHANGES[change](a)
+    assert_as_exact_as_reference(a, softmax_offset=offset)
 
 
 def test_an_empty_table():
