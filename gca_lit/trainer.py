@@ -26,7 +26,7 @@ from gca_lit.generation.prompting import encode_prompt
 from gca_lit.generation.sampling import Sampling, check_length, generate, read
 from gca_lit.generation.saved_state import check_new, identity, load, save, saved_tokens
 from gca_lit.generation.text_stream import TextStream, text_of, until_stop
-from gca_lit.model import ModelState
+from gca_lit.model import ModelState, cast_once
 from gca_lit.module import CausalLM
 
 T = TypeVar("T")
@@ -85,7 +85,8 @@ class GeneratingTrainer(Trainer):
             if load_state is not None or save_state is not None:
                 about = identity(model, tokenizer.identity, str(self.precision))
             refuse_shortage(model, before + len(ids), model.store, self.strategy.root_device)
-            with torch.no_grad(), self.precision_plugin.forward_context():
+            device = self.strategy.root_device.type
+            with torch.no_grad(), self.precision_plugin.forward_context(), cast_once(model, device):
                 if load_state is None:
                     state = model.new_state(1, model.store)
                 else:

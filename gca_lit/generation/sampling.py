@@ -113,8 +113,8 @@ def generate(
 ) -> Iterator[int]:
     """Yield new tokens one at a time, up to `max_new_tokens` or the first of `stop_ids`, which is not yielded.
 
-    Stop texts are not looked for: they are text, and this is tokens. A CUDA device is up to AHEAD tokens ahead of the one
-    that is yielded.
+    Stop texts are not looked for: they are text, and this is tokens. A CUDA device is up to AHEAD tokens ahead of
+    the one that is yielded.
 
     Args:
         state, logits: what `read` returned, of a batch of 1; the state must not be used again.

@@ -1,5 +1,6 @@
 """The network: decoder, chunks, retrieval, state and loss."""
 
+from gca_lit.model.cast import cast_once
 from gca_lit.model.decoder import Decoder, DecoderConfig, Read, Step
 from gca_lit.model.loss import IGNORE, RowLoss, chunked_cross_entropy, cross_entropy
 from gca_lit.model.state import ModelState
@@ -12,6 +13,7 @@ __all__ = [
     "Read",
     "RowLoss",
     "Step",
+    "cast_once",
     "chunked_cross_entropy",
     "cross_entropy",
 ]

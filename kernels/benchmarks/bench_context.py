@@ -5,8 +5,8 @@
 
 Appends to DIR/bench_context.csv a row for each model, backend and length, draws DIR/bench_context.png from all rows
 of that file, and prints their table; --plot does that alone. Models are those of configuration files, named by them;
-weights and tokens are random, for speed does not depend on them. Precision is that of bf16-mixed, with the parts
-compiled.
+weights and tokens are random, for speed does not depend on them. Precision is that of bf16-mixed, with weights cast
+once as `generate` does, and the parts compiled.
 
 A context is read by `gca_lit.generation.sampling.read`, which only writes memory before the last segment: first into
 an empty store, which allocates in passing, then ("again") into the slabs it kept. Between the two, contexts up to
@@ -32,7 +32,7 @@ from clock import Clock
 from context_figure import draw, table
 from gca_lit.generation.sampling import Sampling, generate, read
 from gca_lit.memory import ChunkStore, DeviceStore, HostStore
-from gca_lit.model import ModelState
+from gca_lit.model import ModelState, cast_once
 from gca_lit.module import CausalLM
 from recipe import recipe_model, sliding_window
 from report import read as read_rows
@@ -54,7 +54,7 @@ def measure(
         segment = max(1, segment // model.chunk_size) * model.chunk_size
     length, row = tokens.shape[1], dict[str, Any]()
     clock = Clock(device)
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16), cast_once(model, device):
         _warm_up(model, tokens, segment, store, full)
         row["warmup_s"] = clock.lap()
         store.close()

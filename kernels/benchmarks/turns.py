@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from contextlib import ExitStack
 from itertools import islice
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from clock import Clock
 from gca_lit.generation.sampling import Sampling, generate, read
 from gca_lit.memory import ChunkStore
+from gca_lit.model import cast_once
 from gca_lit.module import CausalLM
 
 ROUNDS, TURN = 16, 128
@@ -29,7 +31,9 @@ def in_turns(
     turn: int = TURN,
 ) -> dict[str, dict[str, float]]:
     """Of each model the speed of greedy decoding behind the context `tokens` [1, T], after its `first_tokens`."""
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16), ExitStack() as cast:
+        for model in models.values():
+            cast.enter_context(cast_once(model, device))
         streams, clock = {}, Clock(device)
         for name, model in models.items():
             state, logits = read(model, tokens, model.new_state(1, stores[name]), segment)
