@@ -17,7 +17,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "gca_lit.layers": (set(), {"torch"}),
     "gca_lit.memory": ({"gca_kernels.gather", "gca_lit.whole_file"}, {"torch"}),
     "gca_lit.attention": ({"gca_kernels", "gca_lit.layers", "gca_lit.memory"}, {"torch"}),
-    "gca_lit.model": ({"gca_lit.layers", "gca_lit.attention.base", "gca_lit.memory"}, {"torch"}),
+    "gca_lit.model": (
+        {"gca_kernels.retrieval", "gca_lit.layers", "gca_lit.attention.base", "gca_lit.memory"},
+        {"torch"},
+    ),
     "gca_lit.tasks": (set(), {"torch", "torchmetrics"}),
     "gca_lit.data": (
         {"gca_lit.arguments", "gca_lit.tasks", "gca_lit.whole_file"},

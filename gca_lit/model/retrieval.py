@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gca_kernels.retrieval import MOST_SLOTS, best_chunks
 from gca_lit.memory.base import Selection
 
 LANDMARKS_AT_ONCE, FEWEST_AT_ONCE = 32_768, 1024
@@ -107,6 +109,8 @@ def select_one(
 ) -> Selection:
     """`select` for the landmark of one chunk, without a gradient: what it does depends on shapes alone.
 
+    On a CUDA device with Triton a few launches do it, except in fp64 and for very many slots.
+
     Args:
         query: [B, 1, M'].
         keys: consecutive parts [B, n, M'], chunk 0 first; behind the landmarks there may be anything.
@@ -114,6 +118,8 @@ def select_one(
         top_k: slots, K.
         recency: see `select`.
     """
+    if _has_kernel(query, keys, top_k):
+        return Selection(*best_chunks(query, keys, chunk, top_k, recency))
     with torch.no_grad(), _full_fp32(query.device):
         scores = _scores(_asked(query, keys[-1]), keys, 1)
         chunks = torch.arange(scores.shape[-1], device=scores.device)
@@ -122,6 +128,13 @@ def select_one(
         found = _candidates(scores.masked_fill(chunks >= chunk, -torch.inf), chunks, top_k)
         found = F.pad(found, (0, max(0, top_k - found.shape[-1])), value=NOTHING)
         return _selection(found.topk(top_k, -1).values, query, keys, False, chunk, recency)
+
+
+def _has_kernel(query: Tensor, keys: Sequence[Tensor], top_k: int) -> bool:
+    """Whether `best_chunks` takes these."""
+    types = {part.dtype for part in keys}
+    narrow = torch.float64 not in {query.dtype, *types} and len(types) == 1
+    return query.is_cuda and narrow and top_k <= MOST_SLOTS and find_spec("triton") is not None
 
 
 def _selection(

@@ -138,6 +138,22 @@ def test_the_same_chunks_on_a_cuda_device(Q):
     assert torch.equal(made.ids.cpu(), expected)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("recency", [None, torch.tensor([0.3])])
+@pytest.mark.parametrize("keys_in", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("visible", [0, 3, 1000, 4097])
+@torch.no_grad()
+def test_one_landmark_selects_the_same_on_a_cuda_device(visible, keys_in, recency):
+    queries, keys = (x.cuda() for x in data(Q=1, N=4352, width=64, dtype=torch.float32))
+    recency = None if recency is None else recency.cuda()
+    queries, keys = queries / 8, keys.to(keys_in)
+    keys[:, visible + 1 :] = torch.nan
+    made = select_one(queries, keys.split((256, 4096), 1), torch.tensor([visible]).cuda(), 8, recency)
+    expected = select(queries, [keys[:, : visible + 1]], visible, 8, recency=recency)
+    assert torch.equal(made.ids, expected.ids)
+    torch.testing.assert_close(made.weights, expected.weights)
+
+
 def test_nothing_visible_has_weight_and_gradient_zero():
     queries, keys = (x.requires_grad_() for x in data(Q=1))
     made = select(queries, [keys], first=0, top_k=4)
