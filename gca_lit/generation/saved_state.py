@@ -24,7 +24,7 @@ from gca_lit.provenance import weights_sha256
 from gca_lit.whole_file import PIECE_BYTES, WholeFile, saving, sync_directory
 
 RECORD, REST, LANDMARKS, CHUNKS = "state.json", "rest.pt", "landmarks.bin", "chunks.bin"
-FORMAT = 1
+FORMAT = 2
 READ_AGAIN = "make the state again with --save_state"
 
 

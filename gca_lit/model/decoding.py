@@ -17,8 +17,8 @@ from gca_lit.attention.base import Past
 from gca_lit.memory import Selection, fetch
 from gca_lit.model.block import run_blocks, view_at
 from gca_lit.model.chunks import EncodedChunks, Layout
-from gca_lit.model.group import Carried, Fetched, Group
-from gca_lit.model.pasts import Pasts, divided, stacked
+from gca_lit.model.group import Carried, Fetched
+from gca_lit.model.pasts import Pasts, stacked
 from gca_lit.model.replay import Replayed
 from gca_lit.model.state import ModelState
 from gca_lit.model.upper import UpperHalf
@@ -65,40 +65,31 @@ class Decoding:
             selections, first_row = tuple(map(_both, selections, made)), first_row - 1
         else:
             state = replace(state, carried=self._fetched(state))
-        groups = state.upper if state.carried else (state.upper,)
-        (hidden, logits), below, pasts = self._text((tokens, row), (state.lower, *groups), state.carried)
-        lower, *groups = divided(pasts, self._layers())
-        state = replace(
-            state,
-            position=state.position + 1,
-            lower=lower,
-            upper=tuple(groups) if state.carried else groups[0],
-            pending=(*state.pending, *below),
-        )
+        (hidden, logits), below, lower, upper = self._text((tokens, row), (state.lower, state.upper), state.carried)
+        state = replace(state, position=state.position + 1, lower=lower, upper=upper, pending=(*state.pending, *below))
         if layout.chunks:
             state = self._complete(state, row + 1)
         return Decoded(hidden, logits, selections, first_row // layout.block, state)
 
     def text_row(
-        self, text: tuple[Tensor, Tensor], pasts: tuple[Pasts, ...], carried: tuple[Carried, ...]
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...], Pasts]:
-        """Tokens [B, 1] and row number [1], pasts of the lower layers and of each group, what serves each group ->
-        hidden states normed [B, 1, M] and logits [B, 1, V], those of the lower layers for a chunk encoder, new pasts of
-        all layers."""
+        self, text: tuple[Tensor, Tensor], pasts: tuple[Pasts, Pasts], carried: tuple[Carried, ...]
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...], Pasts, Pasts]:
+        """Tokens [B, 1] and row number [1], pasts of the lower and the upper layers, what serves each group -> hidden
+        states normed [B, 1, M] and logits [B, 1, V], those of the lower layers for a chunk encoder, new pasts."""
         (tokens, row), decoder = text, self.decoder
         x = decoder.embed(tokens)
         view = view_at(row, x, decoder.config)
-        x, done = run_blocks(decoder.lower, pasts[0], x, view, False)
+        x, lower = run_blocks(decoder.lower, pasts[0], x, view, False)
         below = (x,) if carried else ()
         if isinstance(decoder.upper, UpperHalf):
-            for part, past, served in zip(decoder.upper.groups, pasts[1:], carried, strict=True):
-                x, new = cast(Group, part).row(x, view, past, cast(Fetched, served.fetched))
-                done += new
+            upper = tuple[Past, ...]()
+            for group, past, served in zip(*decoder.upper.by_group(pasts[1]), carried, strict=True):
+                x, new = group.row(x, view, past, cast(Fetched, served.fetched))
+                upper += new
         else:
-            x, new = run_blocks(decoder.upper.blocks, pasts[1], x, view, False)
-            done += new
+            x, upper = run_blocks(decoder.upper.blocks, pasts[1], x, view, False)
         hidden = decoder.norm(x)
-        return (hidden, decoder.logits(hidden)), below, stacked(done, pasts)
+        return (hidden, decoder.logits(hidden)), below, stacked(lower, pasts[0]), stacked(upper, pasts[1])
 
     def landmark_row(self, row: Tensor, lower: Pasts, pending: Tensor) -> tuple[Tensor, Pasts, EncodedChunks]:
         """Row number [1], pasts and the chunk's other rows [B, C, M] -> lower hidden states of the landmark [B, 1, M],
@@ -108,14 +99,14 @@ class Decoding:
         x = decoder.landmark.expand(len(pending), 1, -1).to(pending.dtype)
         x, new = run_blocks(decoder.lower, lower, x, view_at(row, x, decoder.config), False)
         block = torch.cat((pending, x), 1)[:, None]
-        return x, stacked(new, [lower]), upper.encoder(block, upper.encoder.rotation(block))
+        return x, stacked(new, lower), upper.encoder(block, upper.encoder.rotation(block))
 
     def selecting_row(
         self,
         x: Tensor,
         row: Tensor,
         chunk: Tensor,
-        pasts: tuple[Pasts, ...],
+        pasts: Pasts,
         before: tuple[Carried, ...],
         held: tuple[tuple[Tensor, ...], Callable[[Tensor], tuple[Tensor, Tensor]]],
     ) -> tuple[Pasts, tuple[Carried, ...]]:
@@ -126,24 +117,15 @@ class Decoding:
         held: landmarks in blocks with room (see `ChunkMemory.blocks`), and what reads chunks.
         """
         keys, read = held
-        view, carried, done = view_at(row, x, self.decoder.config), list[Carried](), tuple[Past, ...]()
-        for number, part in enumerate(cast(UpperHalf, self.decoder.upper).groups):
-            group = cast(Group, part)
+        view, carried, upper = view_at(row, x, self.decoder.config), list[Carried](), tuple[Past, ...]()
+        for number, (group, past) in enumerate(zip(*cast(UpperHalf, self.decoder.upper).by_group(pasts), strict=True)):
             made = group.select(x, chunk, keys)
             after = fetch(made, read)
             served = cast(Fetched, before[number].fetched) if before else after
-            x, new = group.row(x, view, pasts[number], served)
-            done += new
+            x, new = group.row(x, view, past, served)
+            upper += new
             carried.append(Carried(made, after))
-        return stacked(done, pasts), tuple(carried)
-
-    def _layers(self) -> list[int]:
-        """How many there are below, and in each group."""
-        upper = self.decoder.upper
-        parts = (
-            [cast(Group, group).layers for group in upper.groups] if isinstance(upper, UpperHalf) else [upper.blocks]
-        )
-        return [len(part) for part in (self.decoder.lower, *parts)]
+        return stacked(upper, pasts), tuple(carried)
 
     def _complete(self, state: ModelState, row: Tensor) -> ModelState:
         """The chunk goes to memory, and its landmark waits for the next token."""
@@ -162,7 +144,7 @@ class Decoding:
             pasts, carried = self.selecting_row(*inputs, (memory.blocks(), memory.store.read))
         else:
             pasts, carried = memory.store.ordered(lambda: self._selecting(*inputs, held=(memory.blocks(), reader)))
-        return replace(state, upper=divided(pasts, self._layers()[1:]), carried=carried, deferred=x[:, :0].clone())
+        return replace(state, upper=pasts, carried=carried, deferred=x[:, :0].clone())
 
     def _fetched(self, state: ModelState) -> tuple[Carried, ...]:
         """What serves the next row of each group, with its chunks."""

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LARGE = 8192
+"""Elements from which on a tensor is copied alone: a launch for many gives it too few programs."""
+
 
 def flatten(tree: Any, leaves: list[Any]) -> Any:
     """Append what is no tuple in `tree` to `leaves` -> how it was nested."""
@@ -47,7 +50,9 @@ class Room:
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
         types = dict.fromkeys(x.dtype for x in tensors)
-        self._by_type = [[at for at, x in enumerate(tensors) if x.dtype == dtype] for dtype in types]
+        small = [[at for at, x in enumerate(tensors) if x.dtype == dtype and x.numel() < LARGE] for dtype in types]
+        large = [[at] for at, x in enumerate(tensors) if x.numel() >= LARGE]
+        self._launches = [numbers for numbers in (*small, *large) if numbers]
 
     @classmethod
     def like(cls, tensors: Sequence[Tensor]) -> Room:
@@ -55,7 +60,7 @@ class Room:
         return cls(_empty(tensors))
 
     def fill(self, source: Sequence[Tensor]) -> None:
-        """Copy all tensors of `source`, those of a type in one launch."""
+        """Copy all tensors of `source`, small ones of a type in one launch."""
         self._copy(self.tensors, source)
 
     def copies(self) -> list[Tensor]:
@@ -65,8 +70,12 @@ class Room:
         return made
 
     def _copy(self, into: Sequence[Tensor], source: Sequence[Tensor]) -> None:
-        for numbers in self._by_type:
-            torch._foreach_copy_([into[at] for at in numbers], [source[at] for at in numbers], non_blocking=True)
+        for first, *more in self._launches:
+            if more:
+                numbers = first, *more
+                torch._foreach_copy_([into[at] for at in numbers], [source[at] for at in numbers], non_blocking=True)
+            else:
+                into[first].copy_(source[first], non_blocking=True)
 
 
 def _empty(like: Sequence[Tensor]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import accumulate, pairwise
 
 import torch
@@ -20,11 +20,11 @@ def separate(pasts: Pasts) -> tuple[Past, ...]:
     return tuple(one.unbind() for one in pasts.unbind()) if isinstance(pasts, Tensor) else pasts
 
 
-def stacked(pasts: tuple[Past, ...], before: Iterable[Pasts]) -> Pasts:
+def stacked(pasts: tuple[Past, ...], before: Pasts) -> Pasts:
     """One tensor, where they are alike and have the shapes of those `before`: there is less to hand over."""
     leaves, old = list[Tensor](), list[Tensor]()
     structures = {flatten(past, leaves) for past in pasts}
-    flatten(tuple(map(separate, before)), old)
+    flatten(separate(before), old)
     kinds = {(leaf.shape, leaf.dtype) for leaf in leaves}
     plain = structures == {(tuple, *[None] * (len(leaves) // max(len(pasts), 1)))}
     if not plain or len(kinds) != 1 or [leaf.shape for leaf in leaves] != [leaf.shape for leaf in old]:
@@ -32,6 +32,6 @@ def stacked(pasts: tuple[Past, ...], before: Iterable[Pasts]) -> Pasts:
     return torch.stack(leaves).unflatten(0, (len(pasts), -1))
 
 
-def divided(pasts: Pasts, layers: Sequence[int]) -> tuple[Pasts, ...]:
+def divided(pasts: Pasts, layers: Iterable[int]) -> tuple[Pasts, ...]:
     """Those of the first layers, of the next ones, and so on: so many each."""
-    return tuple(pasts[begin:end] if end > begin else () for begin, end in pairwise(accumulate(layers, initial=0)))
+    return tuple(pasts[begin:end] for begin, end in pairwise(accumulate(layers, initial=0)))

@@ -20,7 +20,7 @@ class ModelState:
 
     position: text tokens consumed.
     lower: the past of each lower layer.
-    upper: the past of the upper layers, for a retrieval backend of each group.
+    upper: the past of each upper layer.
     pending: lower hidden states of the rows of the incomplete chunk, in consecutive parts [B, n, M].
     deferred: lower hidden states of the last rows that the upper layers have not run on yet, [B, n, M].
     carried: of each retrieval group, what serves the next row of the upper layers.
@@ -29,7 +29,7 @@ class ModelState:
 
     position: int
     lower: Pasts
-    upper: Any
+    upper: Pasts
     pending: tuple[Tensor, ...]
     deferred: Tensor
     carried: tuple[Carried, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import cast
 
 import torch
@@ -13,6 +14,7 @@ from gca_lit.memory import ChunkMemory, ChunkTable, Selection
 from gca_lit.model.block import Block, row_view
 from gca_lit.model.chunks import ChunkEncoder, EncodedChunks, Layout
 from gca_lit.model.group import Carried, Group, Run
+from gca_lit.model.pasts import Pasts, divided
 from gca_lit.model.span import Span, plan_span
 from gca_lit.model.state import ModelState, behind
 
@@ -60,8 +62,13 @@ class UpperHalf(nn.Module):
         """Rows to run before a row that is read: the windows, and two blocks a group."""
 
     def empty_pasts(self, batch_size: int, like: Tensor) -> tuple[Past, ...]:
-        """Of each group, the pasts of its layers at the start of an input."""
-        return tuple(cast(Group, group).empty_pasts(batch_size, like) for group in self.groups)
+        """Of each layer, at the start of an input."""
+        return tuple(past for group in self.groups for past in cast(Group, group).empty_pasts(batch_size, like))
+
+    def by_group(self, pasts: Pasts) -> tuple[list[Group], tuple[Pasts, ...]]:
+        """The groups, and the pasts of each one's layers."""
+        groups = [cast(Group, group) for group in self.groups]
+        return groups, divided(pasts, [len(group.layers) for group in groups])
 
     def no_selections(self, batch_size: int, like: Tensor) -> tuple[Carried, ...]:
         """Of each group, one entry with every slot empty."""
@@ -110,10 +117,11 @@ class UpperHalf(nn.Module):
                 view = row_view(span.first_row, rows, self.dims, None)
             run = self._run(view, span, layout, own, state.memory, documents, noise)
             done = []
-            for group, past, served in zip(self.groups, pasts, carried, strict=True):
+            for group, past, served in zip(*self.by_group(pasts), carried, strict=True):
                 rows, *after = group(rows, past, served, run)
                 done.append(after)
-            pasts, selections, carried = zip(*done, strict=True)
+            new, selections, carried = zip(*done, strict=True)
+            pasts = tuple(chain.from_iterable(new))
         if state.memory is not None:
             state.memory.append(own.landmarks, own.table)
         state = replace(state, upper=pasts, pending=pending, deferred=at_hand[:, span.stop :].clone(), carried=carried)

@@ -174,8 +174,9 @@ def test_a_longer_limit_fits():
 
 def test_another_format_is_refused(saved, monkeypatch):
     model, book = saved
-    monkeypatch.setattr(saved_state, "FORMAT", 2)
-    with pytest.raises(ValueError, match="has format 1, and this version reads 2"):
+    written = saved_state.FORMAT
+    monkeypatch.setattr(saved_state, "FORMAT", written + 1)
+    with pytest.raises(ValueError, match=f"has format {written}, and this version reads {written + 1}"):
         load(book, model, HostStore(), record_of(model))
 
 

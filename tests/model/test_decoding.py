@@ -40,9 +40,8 @@ def decoded(model, ids, state, at):
 def plain(state):
     """What a state holds beside memory and selections, in one form."""
     waiting = torch.cat((state.deferred[:, :0], *state.pending), 1)
-    whole = isinstance(state.upper, torch.Tensor) or not state.carried
-    upper = separate(state.upper) if whole else tuple(map(separate, state.upper))
-    return state.position, tuple(map(tuple, separate(state.lower))), upper, waiting, state.deferred
+    lower, upper = (tuple(map(tuple, separate(pasts))) for pasts in (state.lower, state.upper))
+    return state.position, lower, upper, waiting, state.deferred
 
 
 def tensors(state):
