@@ -116,8 +116,8 @@ def _write(state: ModelState, folder: Path, made_with: dict[str, Any]) -> None:
 
 def _rest(state: ModelState) -> dict[str, Any]:
     """All but position and memory as plain tuples of tensors; the chunks that `carried` fetched are fetched again."""
-    parts = {name: getattr(state, name) for name in ("lower", "upper", "deferred")}
-    parts["pending"] = torch.cat((state.deferred[:, :0], *state.pending), 1)
+    pending = torch.cat((state.deferred[:, :0], *state.pending), 1)
+    parts = {"pasts": state.pasts, "deferred": state.deferred, "pending": pending}
     return {name: _plain(part) for name, part in parts.items()} | {
         "carried": tuple(_plain(tuple(one.selection)) for one in state.carried)
     }

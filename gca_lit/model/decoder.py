@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,14 @@ from torch.distributed.fsdp import fully_shard
 
 from gca_lit.attention.base import AttentionBackend, Dims, LayerPlan, RetrievalBackend
 from gca_lit.layers import Init, RMSNorm, initialize
-from gca_lit.memory import ChunkMemory, ChunkStore, Selection
+from gca_lit.memory import ChunkMemory, ChunkStore
 from gca_lit.model.block import Block, row_view, run_blocks
 from gca_lit.model.chunks import ChunkEncoder, Layout
 from gca_lit.model.decoding import Decoding
 from gca_lit.model.group import Group
 from gca_lit.model.loss import cross_entropy
-from gca_lit.model.state import ModelState
+from gca_lit.model.pasts import Pasts, separate
+from gca_lit.model.state import ModelState, Step
 from gca_lit.model.tail import WindowTail
 from gca_lit.model.upper import Documents, UpperHalf
 
@@ -54,23 +55,6 @@ class DecoderConfig(Dims):
         for name in ("layers", "mlp_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-class Step(NamedTuple):
-    """What one forward gives.
-
-    hidden: [B, n, M] of the text tokens that were read.
-    selections: of each retrieval group; entry j of Q serves chunk `first_chunk` + j.
-    first_chunk: chunk number of the selections' first entry.
-    state: for the next segment; the state that was passed in must not be used again.
-    logits: [B, 1, V] of a single token, where they were made in passing.
-    """
-
-    hidden: Tensor
-    selections: tuple[Selection, ...]
-    first_chunk: int
-    state: ModelState
-    logits: Tensor | None = None
 
 
 class Decoder(nn.Module):
@@ -158,14 +142,14 @@ class Decoder(nn.Module):
         """The state of inputs that have not begun. `store` is emptied; without one no chunk is kept."""
         like = torch.empty(0, dtype=self.embed.weight.dtype, device=self.embed.weight.device)
         nothing = like.new_empty(batch_size, 0, self.config.width)
+        lower = [cast(Block, block).mixer.empty_past(batch_size, like) for block in self.lower]
         memory = None
         if store is not None and isinstance(self.upper, UpperHalf):
             store.reset()
             memory = ChunkMemory(store)
         return ModelState(
             position=0,
-            lower=tuple(block.mixer.empty_past(batch_size, like) for block in self.lower),  # type: ignore[union-attr, operator]
-            upper=self.upper.empty_pasts(batch_size, like),
+            pasts=(*lower, *self.upper.empty_pasts(batch_size, like)),
             pending=(),
             deferred=nothing,
             carried=self.upper.no_selections(batch_size, like) if isinstance(self.upper, UpperHalf) else (),
@@ -206,22 +190,28 @@ class Decoder(nn.Module):
         layout = Layout(state.position, tokens.shape[1], self.attention.chunk_size)
         wanted = _wanted(read, layout.tokens)
         if given and noise is None and self.decoding.takes(layout, wanted, state):
-            return Step(**self.decoding.step(tokens, state, layout)._asdict())
+            return self.decoding.step(tokens, state, layout)
 
         x = self.embed(tokens)
         if self.landmark is not None:
             x = layout.spread(x, self.landmark)
         spans = None if documents is None else Documents(documents, layout.row_documents(documents))
         view = row_view(layout.first_row, x, self.config, None if spans is None else spans.rows)
-        x, lower = run_blocks(self.lower, state.lower, x, view, self.config.gradient_checkpointing)
-        state = replace(state, position=state.position + layout.tokens, lower=lower)
+        lower, upper = self.halves(state.pasts)
+        x, lower = run_blocks(self.lower, lower, x, view, self.config.gradient_checkpointing)
+        selections, first_chunk = (), 0
         if isinstance(self.upper, WindowTail):
-            hidden, state = self.upper(x, layout, state, wanted, view)
-            return Step(self.norm(hidden), (), 0, state)
-        hidden, selections, first_chunk, state = self.upper(
-            x, layout, state, wanted, view, spans, noise if self.training else None
-        )
+            hidden, upper, state = self.upper(x, upper, layout, state, wanted, view)
+        else:
+            hidden, upper, selections, first_chunk, state = self.upper(
+                x, upper, layout, state, wanted, view, spans, noise if self.training else None
+            )
+        state = replace(state, position=state.position + layout.tokens, pasts=(*lower, *separate(upper)))
         return Step(self.norm(hidden), selections, first_chunk, state)
+
+    def halves(self, pasts: Pasts) -> tuple[Pasts, Pasts]:
+        """Those of the lower layers and of the upper ones."""
+        return pasts[: len(self.lower)], pasts[len(self.lower) :]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., M] -> [..., V]."""

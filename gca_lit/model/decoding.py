@@ -8,33 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from gca_lit.attention.base import Past
 from gca_lit.memory import Selection, fetch
 from gca_lit.model.block import run_blocks, view_at
 from gca_lit.model.chunks import EncodedChunks, Layout
 from gca_lit.model.group import Carried, Fetched
-from gca_lit.model.pasts import Pasts, stacked
+from gca_lit.model.pasts import Pasts, separate, stacked
 from gca_lit.model.replay import Replayed
-from gca_lit.model.state import ModelState
+from gca_lit.model.state import ModelState, Step
 from gca_lit.model.upper import UpperHalf
 
 if TYPE_CHECKING:
     from gca_lit.model.decoder import Decoder
-
-
-class Decoded(NamedTuple):
-    """What a step of one token gives: see `decoder.Step`, and logits [B, 1, V]."""
-
-    hidden: Tensor
-    logits: Tensor
-    selections: tuple[Selection, ...]
-    first_chunk: int
-    state: ModelState
 
 
 class Decoding:
@@ -55,7 +44,7 @@ class Decoding:
         ready = waiting == 0 or (waiting == 1 and layout.begins_chunk)
         return layout.tokens == 1 and wanted == (0, 1) and ready and not torch.is_grad_enabled()
 
-    def step(self, tokens: Tensor, state: ModelState, layout: Layout) -> Decoded:
+    def step(self, tokens: Tensor, state: ModelState, layout: Layout) -> Step:
         """tokens [B, 1]; `layout` is theirs."""
         row, first_row = torch.full((1,), layout.first_row, device=tokens.device), layout.first_row
         selections = tuple(one.selection for one in state.carried)
@@ -63,88 +52,90 @@ class Decoding:
             state = self._select(state, row - 1, layout.block)
             made = tuple(one.selection for one in state.carried)
             selections, first_row = tuple(map(_both, selections, made)), first_row - 1
-        else:
-            state = replace(state, carried=self._fetched(state))
-        (hidden, logits), below, lower, upper = self._text((tokens, row), (state.lower, state.upper), state.carried)
-        state = replace(state, position=state.position + 1, lower=lower, upper=upper, pending=(*state.pending, *below))
+        carried = self._fetched(state)
+        pasts, (hidden, logits), below = self._text(state.pasts, (tokens, row), carried)
+        pending = (*state.pending, *below)
+        state = replace(state, position=state.position + 1, pasts=pasts, pending=pending, carried=carried)
         if layout.chunks:
             state = self._complete(state, row + 1)
-        return Decoded(hidden, logits, selections, first_row // layout.block, state)
+        return Step(hidden, selections, first_row // layout.block, state, logits)
 
     def text_row(
-        self, text: tuple[Tensor, Tensor], pasts: tuple[Pasts, Pasts], carried: tuple[Carried, ...]
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...], Pasts, Pasts]:
-        """Tokens [B, 1] and row number [1], pasts of the lower and the upper layers, what serves each group -> hidden
-        states normed [B, 1, M] and logits [B, 1, V], those of the lower layers for a chunk encoder, new pasts."""
-        (tokens, row), decoder = text, self.decoder
+        self, pasts: Pasts, text: tuple[Tensor, Tensor], carried: tuple[Carried, ...]
+    ) -> tuple[Pasts, tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+        """Pasts, tokens [B, 1] and row number [1], what serves each group -> new pasts, hidden states normed [B, 1, M]
+        and logits [B, 1, V], those of the lower layers for a chunk encoder."""
+        decoder, (tokens, row) = self.decoder, text
+        lower, upper = decoder.halves(pasts)
         x = decoder.embed(tokens)
         view = view_at(row, x, decoder.config)
-        x, lower = run_blocks(decoder.lower, pasts[0], x, view, False)
+        x, new = run_blocks(decoder.lower, lower, x, view, False)
         below = (x,) if carried else ()
         if isinstance(decoder.upper, UpperHalf):
-            upper = tuple[Past, ...]()
-            for group, past, served in zip(*decoder.upper.by_group(pasts[1]), carried, strict=True):
-                x, new = group.row(x, view, past, cast(Fetched, served.fetched))
-                upper += new
+            for group, past, served in zip(*decoder.upper.by_group(upper), carried, strict=True):
+                x, made = group.row(x, view, past, cast(Fetched, served.fetched))
+                new += made
         else:
-            x, upper = run_blocks(decoder.upper.blocks, pasts[1], x, view, False)
+            x, made = run_blocks(decoder.upper.blocks, upper, x, view, False)
+            new += made
         hidden = decoder.norm(x)
-        return (hidden, decoder.logits(hidden)), below, stacked(lower, pasts[0]), stacked(upper, pasts[1])
+        return stacked(new, pasts), (hidden, decoder.logits(hidden)), below
 
-    def landmark_row(self, row: Tensor, lower: Pasts, pending: Tensor) -> tuple[Tensor, Pasts, EncodedChunks]:
-        """Row number [1], pasts and the chunk's other rows [B, C, M] -> lower hidden states of the landmark [B, 1, M],
-        new pasts, what becomes of the chunk."""
-        decoder, upper = self.decoder, cast(UpperHalf, self.decoder.upper)
+    def landmark_row(self, pasts: Pasts, row: Tensor, pending: Tensor) -> tuple[Pasts, Tensor, EncodedChunks]:
+        """Pasts, row number [1] and the chunk's other rows [B, C, M] -> new pasts, lower hidden states of the landmark
+        [B, 1, M], what becomes of the chunk."""
+        decoder, encoder = self.decoder, cast(UpperHalf, self.decoder.upper).encoder
         assert decoder.landmark is not None
+        lower, upper = decoder.halves(pasts)
         x = decoder.landmark.expand(len(pending), 1, -1).to(pending.dtype)
         x, new = run_blocks(decoder.lower, lower, x, view_at(row, x, decoder.config), False)
         block = torch.cat((pending, x), 1)[:, None]
-        return x, stacked(new, lower), upper.encoder(block, upper.encoder.rotation(block))
+        return stacked((*new, *separate(upper)), pasts), x, encoder(block, encoder.rotation(block))
 
     def selecting_row(
         self,
+        pasts: Pasts,
         x: Tensor,
         row: Tensor,
         chunk: Tensor,
-        pasts: Pasts,
         before: tuple[Carried, ...],
         held: tuple[tuple[Tensor, ...], Callable[[Tensor], tuple[Tensor, Tensor]]],
     ) -> tuple[Pasts, tuple[Carried, ...]]:
-        """A landmark x [B, 1, M], its row number and chunk number [1], and pasts through the groups: each makes the
-        selection of the rows behind it -> new pasts of all their layers, the selections with their chunks.
+        """Pasts, and a landmark x [B, 1, M], its row number and chunk number [1] through the groups: each makes the
+        selection of the rows behind it -> new pasts, the selections with their chunks.
 
         before: what serves the landmark's own row; () where its own selection does.
         held: landmarks in blocks with room (see `ChunkMemory.blocks`), and what reads chunks.
         """
-        keys, read = held
-        view, carried, upper = view_at(row, x, self.decoder.config), list[Carried](), tuple[Past, ...]()
-        for number, (group, past) in enumerate(zip(*cast(UpperHalf, self.decoder.upper).by_group(pasts), strict=True)):
-            made = group.select(x, chunk, keys)
-            after = fetch(made, read)
-            served = cast(Fetched, before[number].fetched) if before else after
-            x, new = group.row(x, view, past, served)
-            upper += new
-            carried.append(Carried(made, after))
-        return stacked(upper, pasts), tuple(carried)
+        decoder, (keys, read) = self.decoder, held
+        lower, upper = decoder.halves(pasts)
+        view, new, carried = view_at(row, x, decoder.config), separate(lower), list[Carried]()
+        for number, (group, past) in enumerate(zip(*cast(UpperHalf, decoder.upper).by_group(upper), strict=True)):
+            selection = group.select(x, chunk, keys)
+            after = fetch(selection, read)
+            x, made = group.row(x, view, past, cast(Fetched, before[number].fetched) if before else after)
+            new += made
+            carried.append(Carried(selection, after))
+        return stacked(new, pasts), tuple(carried)
 
     def _complete(self, state: ModelState, row: Tensor) -> ModelState:
         """The chunk goes to memory, and its landmark waits for the next token."""
         assert state.memory is not None
-        x, lower, made = self._landmark(row, state.lower, torch.cat(state.pending, 1))
+        pasts, x, made = self._landmark(state.pasts, row, torch.cat(state.pending, 1))
         state.memory.append(made.landmarks, made.table)
-        return replace(state, lower=lower, pending=(), deferred=x)
+        return replace(state, pasts=pasts, pending=(), deferred=x)
 
     def _select(self, state: ModelState, row: Tensor, block: int) -> ModelState:
         """The landmark at `row` that waits goes through the groups."""
-        upper, memory, x = cast(UpperHalf, self.decoder.upper), state.memory, state.deferred
+        memory, x = state.memory, state.deferred
         assert memory is not None
-        before = () if upper.shift else self._fetched(state)
-        reader, inputs = memory.store.reader(), (x, row, row // block, state.upper, before)
+        before = () if cast(UpperHalf, self.decoder.upper).shift else self._fetched(state)
+        reader, inputs = memory.store.reader(), (state.pasts, x, row, row // block, before)
         if reader is None:
             pasts, carried = self.selecting_row(*inputs, (memory.blocks(), memory.store.read))
         else:
             pasts, carried = memory.store.ordered(lambda: self._selecting(*inputs, held=(memory.blocks(), reader)))
-        return replace(state, upper=pasts, carried=carried, deferred=x[:, :0].clone())
+        return replace(state, pasts=pasts, carried=carried, deferred=x[:, :0].clone())
 
     def _fetched(self, state: ModelState) -> tuple[Carried, ...]:
         """What serves the next row of each group, with its chunks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -33,15 +34,21 @@ class Given:
     """An argument: its tensors, and what the work on it depends on."""
 
     def __init__(self, value: Any) -> None:
-        self.value, self.leaves = value, list[Any]()
+        self.value, self.leaves, self.lasting = value, list[Any](), isinstance(value, tuple)
         self.structure = flatten(value, self.leaves)
         self.on_device = all([isinstance(x, Tensor) and x.is_cuda for x in self.leaves])
         shapes = tuple([(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else None for x in self.leaves])
         self.kind: Hashable = (self.structure, shapes)
 
     def is_of(self, value: Any) -> bool:
-        """Whether it was made of that very tuple; other objects may hold other values by now."""
-        return value is self.value and isinstance(value, tuple)
+        """Whether it is of that very object, and the object still holds what it did."""
+        return value is self.value and self.lasting
+
+    def replaced(self, value: Any) -> Given:
+        """Another value like this one, which nobody changes."""
+        other = copy(self)
+        other.value, other.leaves, other.lasting = value, [], True
+        return other
 
 
 class Room:

@@ -19,12 +19,13 @@ class Replayed:
     lies elsewhere it is captured anew at once.
 
     Without gradients, on a CUDA device and with whole weights only; otherwise, and while shapes change, it is an
-    ordinary call. Results are copies: they never change afterwards. An argument that is the very tuple of the last call
-    is not copied again: nobody may change the tensors in it.
+    ordinary call. Results are copies: they never change afterwards. The very tuple of the last call, and its first
+    result as the first argument, lie there already and are not copied again: nobody may change the tensors in them.
 
     Args:
-        function: of tensors and nested tuples of tensors, to nested tuples of tensors. What it does depends on their
-            shapes alone; it changes nothing, and on a CUDA device it does not wait for the device.
+        function: of tensors and nested tuples of tensors, to a tuple of such. Its first result is like its first
+            argument and is often given to the next call. What it does depends on shapes alone; it changes nothing, and
+            on a CUDA device it does not wait for the device.
         module: has all the weights that it reads. They may change, and be replaced.
     """
 
@@ -68,6 +69,7 @@ class Graph:
         given: the arguments that lie in `inputs`.
         inputs, output: what the graph reads and writes.
         structure: of the output.
+        goes_round: whether the first input then holds the first result.
     """
 
     def __init__(
@@ -78,8 +80,9 @@ class Graph:
         inputs: Sequence[Room],
         output: Room,
         structure: Any,
+        goes_round: bool,
     ) -> None:
-        self.key, self.given = key, list(given)
+        self.key, self.given, self._goes_round = key, list(given), goes_round
         self._graph, self._inputs, self._output, self._structure = graph, inputs, output, structure
 
     @classmethod
@@ -102,19 +105,26 @@ class Graph:
             # other threads may make pinned memory meanwhile; torch.cuda.graph would empty the allocator's cache first
             graph.capture_begin(capture_error_mode="thread_local")
             try:
-                structure = flatten(call(), outputs)
+                first, *rest = call()
+                if goes_round := Given(first).kind == given[0].kind:
+                    inputs[0].fill(Given(first).leaves)
+                    first = unflatten(structures[0], iter(inputs[0].tensors))
+                structure = flatten((first, *rest), outputs)
             finally:
                 graph.capture_end()
         current.wait_stream(stream)
-        return cls(key, graph, given, inputs, Room(outputs), structure)
+        return cls(key, graph, given, inputs, Room(outputs), structure, goes_round)
 
     def replay(self, given: Sequence[Given]) -> Any:
         for room, one, last in zip(self._inputs, given, self.given, strict=True):
             if one is not last:
                 room.fill(one.leaves)
-        self.given = list(given)
         self._graph.replay()
-        return unflatten(self._structure, iter(self._output.copies()))
+        result = unflatten(self._structure, iter(self._output.copies()))
+        self.given = list(given)
+        if self._goes_round:
+            self.given[0] = given[0].replaced(result[0])
+        return result
 
 
 @cache

@@ -1,15 +1,15 @@
-"""What one segment hands to the next."""
+"""What one segment gives, and what it hands to the next."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gca_lit.memory import ChunkMemory
+from gca_lit.memory import ChunkMemory, Selection
 from gca_lit.model.group import Carried
 from gca_lit.model.pasts import Pasts
 
@@ -19,8 +19,7 @@ class ModelState:
     """The past of a batch of inputs that advance together. A plain value: a step takes one and returns another.
 
     position: text tokens consumed.
-    lower: the past of each lower layer.
-    upper: the past of each upper layer.
+    pasts: of each layer, from bottom to top.
     pending: lower hidden states of the rows of the incomplete chunk, in consecutive parts [B, n, M].
     deferred: lower hidden states of the last rows that the upper layers have not run on yet, [B, n, M].
     carried: of each retrieval group, what serves the next row of the upper layers.
@@ -28,8 +27,7 @@ class ModelState:
     """
 
     position: int
-    lower: Pasts
-    upper: Pasts
+    pasts: Pasts
     pending: tuple[Tensor, ...]
     deferred: Tensor
     carried: tuple[Carried, ...]
@@ -38,8 +36,25 @@ class ModelState:
     def bytes(self) -> dict[str, int]:
         """Bytes held in each tier, "device", "host" and "disk": chunk K/V, landmarks and window K/V."""
         held = {"device": 0, "host": 0, "disk": 0} if self.memory is None else self.memory.bytes()
-        held["device"] += _nbytes((self.lower, self.upper, self.pending, self.deferred))
+        held["device"] += _nbytes((self.pasts, self.pending, self.deferred))
         return held
+
+
+class Step(NamedTuple):
+    """What one forward gives.
+
+    hidden: [B, n, M] of the text tokens that were read.
+    selections: of each retrieval group; entry j of Q serves chunk `first_chunk` + j.
+    first_chunk: chunk number of the selections' first entry.
+    state: for the next segment; the state that was passed in must not be used again.
+    logits: [B, 1, V] of a single token, where they were made in passing.
+    """
+
+    hidden: Tensor
+    selections: tuple[Selection, ...]
+    first_chunk: int
+    state: ModelState
+    logits: Tensor | None = None
 
 
 def behind(waiting: Iterable[Tensor], x: Tensor) -> Tensor:

@@ -82,17 +82,19 @@ class UpperHalf(nn.Module):
     def forward(
         self,
         x: Tensor,
+        pasts: Pasts,
         layout: Layout,
         state: ModelState,
         wanted: tuple[int, int],
         view: View,
         documents: Documents | None,
         noise: Tensor | None,
-    ) -> tuple[Tensor, tuple[Selection, ...], int, ModelState]:
+    ) -> tuple[Tensor, Pasts, tuple[Selection, ...], int, ModelState]:
         """Run on the rows that are read, and keep what later segments need.
 
         Args:
             x: lower hidden states of the segment's rows, [B, R, M].
+            pasts: of these layers.
             layout: of the segment.
             state: what the segments before left.
             wanted: [first, last) text tokens of the segment that are read.
@@ -101,14 +103,14 @@ class UpperHalf(nn.Module):
             noise: int64 [B], seeds of the selection noise, or None.
 
         Returns:
-            hidden states of the wanted tokens [B, n, M], the selections of each group, the chunk that their first
-            entry serves, the new state.
+            hidden states of the wanted tokens [B, n, M], new pasts, the selections of each group, the chunk that their
+            first entry serves, the new state.
         """
         own, pending = self._encode(x, layout, state.pending)
         at_hand = behind([state.deferred], x)
         span = plan_span(layout, state.deferred.shape[1], wanted, self.reach)
         rows = at_hand[:, span.begin : span.stop]
-        pasts, carried = state.upper, state.carried
+        carried = state.carried
         if span.begin > 0:
             pasts, carried = self.empty_pasts(len(x), x), self.no_selections(len(x), x)
         selections: tuple[Selection, ...] = ()
@@ -124,9 +126,9 @@ class UpperHalf(nn.Module):
             pasts = tuple(chain.from_iterable(new))
         if state.memory is not None:
             state.memory.append(own.landmarks, own.table)
-        state = replace(state, upper=pasts, pending=pending, deferred=at_hand[:, span.stop :].clone(), carried=carried)
+        state = replace(state, pending=pending, deferred=at_hand[:, span.stop :].clone(), carried=carried)
         text = layout.text_of(rows, span.first_row, wanted)
-        return text, selections, span.first_row // layout.block, state
+        return text, pasts, selections, span.first_row // layout.block, state
 
     def _encode(
         self, x: Tensor, layout: Layout, pending: tuple[Tensor, ...]

@@ -40,8 +40,7 @@ def decoded(model, ids, state, at):
 def plain(state):
     """What a state holds beside memory and selections, in one form."""
     waiting = torch.cat((state.deferred[:, :0], *state.pending), 1)
-    lower, upper = (tuple(map(tuple, separate(pasts))) for pasts in (state.lower, state.upper))
-    return state.position, lower, upper, waiting, state.deferred
+    return state.position, tuple(map(tuple, separate(state.pasts))), waiting, state.deferred
 
 
 def tensors(state):
@@ -145,52 +144,81 @@ def test_other_weights_are_captured_anew_and_other_values_are_not(monkeypatch):
         assert captures.made == made
 
 
-def test_a_replay_reads_what_it_is_given_and_gives_copies():
-    def function(one, pair):
-        return (one + 1, pair[0] * 2), pair[1] + one
-
-    given = [nested.Given(torch.ones(2)), nested.Given((torch.tensor([3]), torch.zeros(1, 2)))]
-    rooms, outputs = [nested.Room.like(one.leaves) for one in given], []
+def by_hand(function, inputs, goes_round):
+    """A graph without a device, as `Graph.capture` makes it, and the numbers of the arguments that were copied."""
+    given = [nested.Given(value) for value in inputs]
+    rooms, copied = [nested.Room.like(one.leaves) for one in given], []
     for room, one in zip(rooms, given, strict=True):
         room.fill(one.leaves)
 
     def call():
-        return function(rooms[0].tensors[0], tuple(rooms[1].tensors))
+        values = [nested.unflatten(one.structure, iter(r.tensors)) for one, r in zip(given, rooms, strict=True)]
+        first, *rest = function(*values)
+        return nested.Given(first).leaves, nested.Given(tuple(rest))
 
-    structure = nested.flatten(call(), outputs)
+    first, rest = call()
+    results = nested.Room.like(rest.leaves)
+    if not goes_round:
+        results = nested.Room.like([*first, *rest.leaves])
 
     class Captured:
         def replay(self):
-            made = []
-            nested.flatten(call(), made)
-            for x, y in zip(outputs, made, strict=True):
-                x.copy_(y)
+            first, rest = call()
+            results.fill(rest.leaves if goes_round else [*first, *rest.leaves])
+            if goes_round:
+                rooms[0].fill(first)
 
-    graph = replay.Graph(None, Captured(), given, rooms, nested.Room(outputs), structure)
-    first = graph.replay(given)
-    second = graph.replay([nested.Given(torch.full((2,), 5.0)), nested.Given((torch.tensor([7]), torch.ones(1, 2)))])
-    assert [[x.tolist() for x in made[0]] + [made[1].tolist()] for made in (first, second)] == [
-        [[2, 2], [6], [[1, 1]]],
-        [[6, 6], [14], [[6, 6]]],
-    ]
+    class Watched:
+        def __init__(self, number):
+            self.number = number
+
+        def fill(self, leaves):
+            copied.append(self.number)
+            rooms[self.number].fill(leaves)
+
+    output = nested.Room([*rooms[0].tensors, *results.tensors]) if goes_round else results
+    structure = (tuple, given[0].structure, *rest.structure[1:])
+    watched = [Watched(number) for number in range(len(rooms))]
+    return replay.Graph(None, Captured(), given, watched, output, structure, goes_round), copied
 
 
-def test_only_the_very_tuple_of_the_last_call_is_known(monkeypatch):
-    Captures(monkeypatch)
-    filled = []
-    monkeypatch.setattr(replay.Graph, "capture", lambda function, key, given: replay.Graph(
-        key, type("", (), {"replay": lambda self: None})(), given, [nested.Room.like(one.leaves) for one in given],
-        nested.Room([torch.zeros(1)]), None,
-    ))  # fmt: skip
-    monkeypatch.setattr(nested.Room, "fill", lambda room, leaves: filled.append([x.item() for x in leaves]))
-    call = replay.Replayed(lambda one, pair: one, torch.nn.Linear(1, 1))
-    one, pair = torch.zeros(1), (torch.ones(1),)
-    call(one, pair), call(one, pair)
-    for again in (pair, pair, (torch.ones(1),)):
-        filled.clear()
-        call(one, again)
-        one += 1
-        assert filled == [[one.item() - 1], *([[1]] if again is not pair else [])]
+def rows(past, new, pair):
+    return torch.cat((past[1:], new)), pair[0] * new, (pair[1] + new,)
+
+
+@pytest.mark.parametrize("goes_round", [True, False])
+def test_a_replay_reads_what_it_is_given_and_gives_copies(goes_round, monkeypatch):
+    monkeypatch.setattr(replay, "_can_replay", lambda given: True)
+    past, new, pair = torch.arange(3.0), torch.tensor([3.0]), (torch.tensor([2.0]), torch.tensor([[1.0]]))
+    graph, copied = by_hand(rows, (past, new, pair), goes_round)
+
+    def capture(function, key, given):
+        graph.key, graph.given = key, list(given)
+        for room, one in zip(graph._inputs, given, strict=True):
+            room.fill(one.leaves)
+        copied.clear()
+        return graph
+
+    monkeypatch.setattr(replay.Graph, "capture", capture)
+    call, other = replay.Replayed(rows, torch.nn.Linear(1, 1)), (torch.tensor([5.0]), torch.zeros(1, 1))
+    expected, made = [], []
+    for again in (pair, pair, pair, other, other):
+        expected.append([x.clone() for x in nested.Given(rows(past, new, again)).leaves])
+        made.append(nested.Given(call(past, new, again)).leaves)
+        past = made[-1][0]
+        new += 1  # in place: the same object holds another value
+    for found, wanted in zip(made, expected, strict=True):  # what was given first has not changed since
+        assert all(map(torch.equal, found, wanted))
+    first = [] if goes_round else [0]
+    assert copied == [*first, 1, *first, 1, 2, *first, 1]
+
+
+def test_a_past_of_another_text_is_copied():
+    past, new, pair = torch.arange(3.0), torch.tensor([3.0]), (torch.tensor([2.0]), torch.tensor([[1.0]]))
+    graph, copied = by_hand(rows, (past, new, pair), True)
+    graph.replay(graph.given)
+    other = [nested.Given(torch.tensor([7.0, 8.0, 9.0])), *graph.given[1:]]
+    assert graph.replay(other)[0].tolist() == [8, 9, 3] and copied == [0]
 
 
 def test_what_is_held_is_read_where_it_lies(monkeypatch):
