@@ -1,4 +1,4 @@
-"""Decoding: a step of one token as functions of tensors whose shapes stay the same, each replayed as one CUDA graph.
+"""Decoding: a step of one token as a function of tensors whose shapes stay the same, replayed as one CUDA graph.
 
 Rows run alone here. The landmark of a chunk goes through the lower layers behind the chunk's last token, in the same
 step, and through the upper ones before the next token, as in any other segment.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from itertools import product
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from gca_lit.attention.base import Past
 from gca_lit.memory import Selection, fetch
 from gca_lit.model.block import run_blocks, view_at
 from gca_lit.model.chunks import EncodedChunks, Layout
@@ -25,6 +27,9 @@ from gca_lit.model.upper import UpperHalf
 if TYPE_CHECKING:
     from gca_lit.model.decoder import Decoder
 
+Chunk = tuple[()] | tuple[Tensor, EncodedChunks]
+Held = tuple[()] | tuple[tuple[Tensor, ...], Callable[[Tensor], tuple[Tensor, Tensor]]]
+
 
 class Decoding:
     """One token at a time.
@@ -35,8 +40,8 @@ class Decoding:
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
-        self._text, self._landmark = Replayed(self.text_row, decoder), Replayed(self.landmark_row, decoder)
-        self._selecting = Replayed(self.selecting_row, decoder)
+        self._rows = {kind: Replayed(self.row, decoder) for kind in product((False, True), repeat=2)}
+        """By whether a landmark stands before the token, and whether one stands behind it."""
 
     def takes(self, layout: Layout, wanted: tuple[int, int], state: ModelState) -> bool:
         """Whether a segment is one token that is read, and nothing waits for the upper layers but a landmark."""
@@ -46,96 +51,121 @@ class Decoding:
 
     def step(self, tokens: Tensor, state: ModelState, layout: Layout) -> Step:
         """tokens [B, 1]; `layout` is theirs."""
-        row, first_row = torch.full((1,), layout.first_row, device=tokens.device), layout.first_row
-        selections = tuple(one.selection for one in state.carried)
-        if state.deferred.shape[1]:
-            state = self._select(state, row - 1, layout.block)
-            made = tuple(one.selection for one in state.carried)
-            selections, first_row = tuple(map(_both, selections, made)), first_row - 1
-        carried = self._fetched(state)
-        pasts, (hidden, logits), below = self._text(state.pasts, (tokens, row), carried)
-        pending = (*state.pending, *below)
-        state = replace(state, position=state.position + 1, pasts=pasts, pending=pending, carried=carried)
-        if layout.chunks:
-            state = self._complete(state, row + 1)
-        return Step(hidden, selections, first_row // layout.block, state, logits)
-
-    def text_row(
-        self, pasts: Pasts, text: tuple[Tensor, Tensor], carried: tuple[Carried, ...]
-    ) -> tuple[Pasts, tuple[Tensor, Tensor], tuple[Tensor, ...]]:
-        """Pasts, tokens [B, 1] and row number [1], what serves each group -> new pasts, hidden states normed [B, 1, M]
-        and logits [B, 1, V], those of the lower layers for a chunk encoder."""
-        decoder, (tokens, row) = self.decoder, text
-        lower, upper = decoder.halves(pasts)
-        x = decoder.embed(tokens)
-        view = view_at(row, x, decoder.config)
-        x, new = run_blocks(decoder.lower, lower, x, view, False)
-        below = (x,) if carried else ()
-        if isinstance(decoder.upper, UpperHalf):
-            for group, past, served in zip(*decoder.upper.by_group(upper), carried, strict=True):
-                x, made = group.row(x, view, past, cast(Fetched, served.fetched))
-                new += made
+        text = tokens, torch.full((1,), layout.first_row, device=tokens.device)
+        nothing, opens = state.deferred[:, :0], bool(state.deferred.shape[1])
+        pending = (torch.cat((nothing, *state.pending), 1),) if layout.chunks else ()
+        before = state.carried
+        if opens:
+            pasts, out, below, carried, chunk = self._behind_landmark(text, state, pending)
         else:
-            x, made = run_blocks(decoder.upper.blocks, upper, x, view, False)
-            new += made
-        hidden = decoder.norm(x)
-        return stacked(new, pasts), (hidden, decoder.logits(hidden)), below
+            carried = self._fetched(state)
+            pasts, out, below, _, chunk = self._rows[False, bool(pending)](state.pasts, text, carried, (), pending)
+        state = replace(
+            state,
+            position=state.position + 1,
+            pasts=pasts,
+            pending=() if chunk else (*state.pending, *below),
+            deferred=chunk[0] if chunk else nothing,
+            carried=carried,
+        )
+        selections = tuple(one.selection for one in carried)
+        if opens:
+            selections = tuple(map(_both, (one.selection for one in before), selections))
+        if chunk:
+            assert state.memory is not None
+            state.memory.append(chunk[1].landmarks, chunk[1].table)
+        first_chunk = (layout.first_row - opens) // layout.block
+        return Step(out[0], selections, first_chunk, state, out[1])
 
-    def landmark_row(self, pasts: Pasts, row: Tensor, pending: Tensor) -> tuple[Pasts, Tensor, EncodedChunks]:
-        """Pasts, row number [1] and the chunk's other rows [B, C, M] -> new pasts, lower hidden states of the landmark
-        [B, 1, M], what becomes of the chunk."""
-        decoder, encoder = self.decoder, cast(UpperHalf, self.decoder.upper).encoder
-        assert decoder.landmark is not None
-        lower, upper = decoder.halves(pasts)
-        x = decoder.landmark.expand(len(pending), 1, -1).to(pending.dtype)
-        x, new = run_blocks(decoder.lower, lower, x, view_at(row, x, decoder.config), False)
-        block = torch.cat((pending, x), 1)[:, None]
-        return stacked((*new, *separate(upper)), pasts), x, encoder(block, encoder.rotation(block))
-
-    def selecting_row(
+    def row(
         self,
         pasts: Pasts,
-        x: Tensor,
-        row: Tensor,
-        chunk: Tensor,
-        before: tuple[Carried, ...],
-        held: tuple[tuple[Tensor, ...], Callable[[Tensor], tuple[Tensor, Tensor]]],
-    ) -> tuple[Pasts, tuple[Carried, ...]]:
-        """Pasts, and a landmark x [B, 1, M], its row number and chunk number [1] through the groups: each makes the
-        selection of the rows behind it -> new pasts, the selections with their chunks.
+        text: tuple[Tensor, Tensor],
+        carried: tuple[Carried, ...],
+        landmark: tuple[Tensor, ...],
+        pending: tuple[Tensor, ...],
+        held: Held = (),
+    ) -> tuple[Pasts, tuple[Tensor, Tensor], tuple[Tensor, ...], tuple[Carried, ...], Chunk]:
+        """A token, the landmark that stands before it, and the one behind it.
+
+        Args:
+            pasts: of all layers.
+            text: the token [B, 1] and its row number [1].
+            carried: what serves it, or the landmark before it if there is one.
+            landmark: its lower hidden states [B, 1, M], where one stands before.
+            pending: the rows of the chunk before the token [B, C - 1, M], where one stands behind.
+            held: see `_select`.
+
+        Returns:
+            new pasts; hidden states normed [B, 1, M] and logits [B, 1, V]; lower hidden states [B, 1, M] that go into a
+            chunk later; what serves the token, if a landmark before it selected that; the chunk, if it is complete.
+        """
+        decoder, (tokens, row) = self.decoder, text
+        lower, upper = map(separate, decoder.halves(pasts))
+        selected: tuple[Carried, ...] = ()
+        if landmark:
+            upper, selected = self._select(upper, landmark[0], row - 1, carried, held)
+            carried = selected
+        x = decoder.embed(tokens)
+        view = view_at(row, x, decoder.config)
+        below, lower = run_blocks(decoder.lower, lower, x, view, False)
+        if isinstance(decoder.upper, UpperHalf):
+            x, done = below, list[Past]()
+            for group, past, served in zip(*decoder.upper.by_group(upper), carried, strict=True):
+                x, new = group.row(x, view, past, cast(Fetched, served.fetched))
+                done += new
+            upper = tuple(done)
+        else:
+            x, upper = run_blocks(decoder.upper.blocks, upper, below, view, False)
+        hidden, chunk = decoder.norm(x), cast(Chunk, ())
+        if pending:
+            lower, chunk = self._complete(lower, row + 1, torch.cat((*pending, below), 1))
+        goes_on = (below,) if carried and not pending else ()
+        return stacked((*lower, *upper), pasts), (hidden, decoder.logits(hidden)), goes_on, selected, chunk
+
+    def _select(
+        self, pasts: tuple[Past, ...], x: Tensor, row: Tensor, before: tuple[Carried, ...], held: Held
+    ) -> tuple[tuple[Past, ...], tuple[Carried, ...]]:
+        """A landmark x [B, 1, M] and its row number [1] through the groups: each makes the selection of the rows behind
+        it -> new pasts of their layers, the selections with their chunks.
 
         before: what serves the landmark's own row; () where its own selection does.
         held: landmarks in blocks with room (see `ChunkMemory.blocks`), and what reads chunks.
         """
-        decoder, (keys, read) = self.decoder, held
-        lower, upper = decoder.halves(pasts)
-        view, new, carried = view_at(row, x, decoder.config), separate(lower), list[Carried]()
-        for number, (group, past) in enumerate(zip(*cast(UpperHalf, decoder.upper).by_group(upper), strict=True)):
-            selection = group.select(x, chunk, keys)
+        assert held
+        (keys, read), upper = held, cast(UpperHalf, self.decoder.upper)
+        view, done, selected = view_at(row, x, self.decoder.config), list[Past](), list[Carried]()
+        for number, (group, past) in enumerate(zip(*upper.by_group(pasts), strict=True)):
+            selection = group.select(x, row // (upper.chunk_size + 1), keys)
             after = fetch(selection, read)
-            x, made = group.row(x, view, past, cast(Fetched, before[number].fetched) if before else after)
-            new += made
-            carried.append(Carried(selection, after))
-        return stacked(new, pasts), tuple(carried)
+            x, new = group.row(x, view, past, cast(Fetched, before[number].fetched) if before else after)
+            done += new
+            selected.append(Carried(selection, after))
+        return tuple(done), tuple(selected)
 
-    def _complete(self, state: ModelState, row: Tensor) -> ModelState:
-        """The chunk goes to memory, and its landmark waits for the next token."""
-        assert state.memory is not None
-        pasts, x, made = self._landmark(state.pasts, row, torch.cat(state.pending, 1))
-        state.memory.append(made.landmarks, made.table)
-        return replace(state, pasts=pasts, pending=(), deferred=x)
+    def _complete(self, pasts: tuple[Past, ...], row: Tensor, rows: Tensor) -> tuple[tuple[Past, ...], Chunk]:
+        """The landmark at `row` [1] behind the other rows [B, C, M] of its chunk through the lower layers -> new pasts,
+        the landmark's hidden states [B, 1, M] and what becomes of the chunk."""
+        decoder, encoder = self.decoder, cast(UpperHalf, self.decoder.upper).encoder
+        assert decoder.landmark is not None
+        x = decoder.landmark.expand(len(rows), 1, -1).to(rows.dtype)
+        x, pasts = run_blocks(decoder.lower, pasts, x, view_at(row, x, decoder.config), False)
+        block = torch.cat((rows, x), 1)[:, None]
+        return pasts, (x, encoder(block, encoder.rotation(block)))
 
-    def _select(self, state: ModelState, row: Tensor, block: int) -> ModelState:
-        """The landmark at `row` that waits goes through the groups."""
-        memory, x = state.memory, state.deferred
+    def _behind_landmark(self, text: tuple[Tensor, Tensor], state: ModelState, pending: tuple[Tensor, ...]) -> Any:
+        """`row` of a token behind a landmark that waits for the upper layers."""
+        upper, memory, x = cast(UpperHalf, self.decoder.upper), state.memory, state.deferred
         assert memory is not None
-        before = () if cast(UpperHalf, self.decoder.upper).shift else self._fetched(state)
-        reader, inputs = memory.store.reader(), (state.pasts, x, row, row // block, before)
-        if reader is None:
-            pasts, carried = self.selecting_row(*inputs, (memory.blocks(), memory.store.read))
-        else:
-            pasts, carried = memory.store.ordered(lambda: self._selecting(*inputs, held=(memory.blocks(), reader)))
-        return replace(state, pasts=pasts, carried=carried, deferred=x[:, :0].clone())
+        before, keys, reader = () if upper.shift else self._fetched(state), memory.blocks(), memory.store.reader()
+        if reader is not None:
+            row = self._rows[True, bool(pending)]
+            return memory.store.ordered(lambda: row(state.pasts, text, before, (x,), pending, held=(keys, reader)))
+        lower, past = map(separate, self.decoder.halves(state.pasts))
+        past, selected = self._select(past, x, text[1] - 1, before, (keys, memory.store.read))
+        pasts = stacked((*lower, *past), state.pasts)
+        pasts, out, below, _, chunk = self._rows[False, bool(pending)](pasts, text, selected, (), pending)
+        return pasts, out, below, selected, chunk
 
     def _fetched(self, state: ModelState) -> tuple[Carried, ...]:
         """What serves the next row of each group, with its chunks."""

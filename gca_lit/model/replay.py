@@ -26,7 +26,8 @@ class Replayed:
         function: of tensors and nested tuples of tensors, to a tuple of such. Its first result is like its first
             argument and is often given to the next call. What it does depends on shapes alone; it changes nothing, and
             on a CUDA device it does not wait for the device.
-        module: has all the weights that it reads. They may change, and be replaced.
+        module: has all the weights that it reads. They may change, and move. Others in their place are noticed unless
+            the first argument is what the last call gave.
     """
 
     def __init__(self, function: Callable[..., Any], module: nn.Module) -> None:
@@ -38,22 +39,23 @@ class Replayed:
         """held: handed to `function` by that name. Tensors in it are read where they lie: their values may change, not
         their place. Of anything else in it another value makes another graph."""
         function = partial(self._function, held=held) if held else self._function
-        known = [None] * len(inputs) if self._graph is None else self._graph.given
+        graph, seen = self._graph, self._seen
+        known = [None] * len(inputs) if graph is None else graph.given
         given = [
             last if last and last.is_of(value) else Given(value) for value, last in zip(inputs, known, strict=True)
         ]
         if not _can_replay(given):
             return function(*inputs)
-        weights = self._weights.addresses()
-        shapes, seen = (tuple([one.kind for one in given]), _precision()), self._seen
-        self._seen = shapes
+        weights = self._weights.addresses(look=given[0] is not known[0])
+        self._seen = shapes = tuple([one.kind for one in given]), _precision()
         key = shapes, _places(held), weights
-        if self._graph is None or self._graph.key != key:
+        if graph is None or graph.key != key:
             if weights is None or shapes != seen:
                 return function(*inputs)
-            self._graph = None  # gives its memory back first
-            self._graph = Graph.capture(function, key, given)
-        return self._graph.replay(given)
+            self._graph = graph = None  # gives its memory back first
+            given = [Given(value) for value in inputs]
+            self._graph = graph = Graph.capture(function, key, given)
+        return graph.replay(given)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a network, or a pickle of it, captures anew."""

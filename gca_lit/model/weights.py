@@ -20,11 +20,15 @@ class Weights:
         self._tensors: list[Tensor] = []
         self._divided = False
 
-    def addresses(self) -> tuple[int, ...] | None:
-        """None where they are divided among processes. Asked for every token: no loop of it is in Python."""
-        held = list(chain.from_iterable(map(dict.values, self._holders)))
-        if not held or len(held) != len(self._held) or not all(map(is_, held, self._held)):
-            self._look()
+    def addresses(self, look: bool = True) -> tuple[int, ...] | None:
+        """None where they are divided among processes. Asked for every token: no loop of it is in Python.
+
+        look: whether others may be in their place by now. To look takes most of the time.
+        """
+        if look or not self._held:
+            held = list(chain.from_iterable(map(dict.values, self._holders)))
+            if not held or len(held) != len(self._held) or not all(map(is_, held, self._held)):
+                self._look()
         return None if self._divided else tuple(map(Tensor.data_ptr, self._tensors))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -200,7 +200,8 @@ def test_a_replay_reads_what_it_is_given_and_gives_copies(goes_round, monkeypatc
         return graph
 
     monkeypatch.setattr(replay.Graph, "capture", capture)
-    call, other = replay.Replayed(rows, torch.nn.Linear(1, 1)), (torch.tensor([5.0]), torch.zeros(1, 1))
+    module, other = torch.nn.Linear(1, 1), (torch.tensor([5.0]), torch.zeros(1, 1))
+    call = replay.Replayed(rows, module)
     expected, made = [], []
     for again in (pair, pair, pair, other, other):
         expected.append([x.clone() for x in nested.Given(rows(past, new, again)).leaves])
@@ -211,6 +212,10 @@ def test_a_replay_reads_what_it_is_given_and_gives_copies(goes_round, monkeypatc
         assert all(map(torch.equal, found, wanted))
     first = [] if goes_round else [0]
     assert copied == [*first, 1, *first, 1, 2, *first, 1]
+    module.double()  # what the graph reads lies elsewhere: it is captured anew, from the values given
+    assert all(
+        map(torch.equal, nested.Given(call(past, new, other)).leaves, nested.Given(rows(past, new, other)).leaves)
+    )
 
 
 def test_a_past_of_another_text_is_copied():
