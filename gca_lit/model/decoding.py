@@ -20,9 +20,11 @@ from gca_lit.model.block import run_blocks, view_at
 from gca_lit.model.chunks import EncodedChunks, Layout
 from gca_lit.model.group import Carried, Fetched
 from gca_lit.model.pasts import Pasts, separate, stacked
+from gca_lit.model.places import Places
 from gca_lit.model.replay import Replayed
 from gca_lit.model.state import ModelState, Step
 from gca_lit.model.upper import UpperHalf
+from gca_lit.model.weights import Weights
 
 if TYPE_CHECKING:
     from gca_lit.model.decoder import Decoder
@@ -40,7 +42,8 @@ class Decoding:
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
-        self._rows = {kind: Replayed(self.row, decoder) for kind in product((False, True), repeat=2)}
+        weights, places, stays = Weights(decoder), Places(), {0: 0, 3: 2}
+        self._rows = {kind: Replayed(self.row, weights, places, stays) for kind in product((False, True), repeat=2)}
         """By whether a landmark stands before the token, and whether one stands behind it."""
 
     def takes(self, layout: Layout, wanted: tuple[int, int], state: ModelState) -> bool:

@@ -1,9 +1,8 @@
-"""Arguments of nested tuples of tensors: what they are made of, and room for their tensors in a fixed place."""
+"""Nested tuples of tensors, and tensors that are copied together."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from copy import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,27 +29,6 @@ def unflatten(structure: Any, leaves: Iterator[Any]) -> Any:
     return tuple(made) if kind is tuple else kind(*made)
 
 
-class Given:
-    """An argument: its tensors, and what the work on it depends on."""
-
-    def __init__(self, value: Any) -> None:
-        self.value, self.leaves, self.lasting = value, list[Any](), isinstance(value, tuple)
-        self.structure = flatten(value, self.leaves)
-        self.on_device = all([isinstance(x, Tensor) and x.is_cuda for x in self.leaves])
-        shapes = tuple([(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else None for x in self.leaves])
-        self.kind: Hashable = (self.structure, shapes)
-
-    def is_of(self, value: Any) -> bool:
-        """Whether it is of that very object, and the object still holds what it did."""
-        return value is self.value and self.lasting
-
-    def replaced(self, value: Any) -> Given:
-        """Another value like this one, which nobody changes."""
-        other = copy(self)
-        other.value, other.leaves, other.lasting = value, [], True
-        return other
-
-
 class Room:
     """Tensors in a fixed place."""
 
@@ -68,21 +46,28 @@ class Room:
 
     def fill(self, source: Sequence[Tensor]) -> None:
         """Copy all tensors of `source`, small ones of a type in one launch."""
-        self._copy(self.tensors, source)
+        for first, *more in self._launches:
+            if more:
+                _copy_all([self.tensors[at] for at in (first, *more)], [source[at] for at in (first, *more)])
+            else:
+                self.tensors[first].copy_(source[first], non_blocking=True)
 
     def copies(self) -> list[Tensor]:
         """What is there, in memory of its own."""
-        made = _empty(self.tensors)
-        self._copy(made, self.tensors)
-        return made
-
-    def _copy(self, into: Sequence[Tensor], source: Sequence[Tensor]) -> None:
+        made = list(self.tensors)
         for first, *more in self._launches:
             if more:
-                numbers = first, *more
-                torch._foreach_copy_([into[at] for at in numbers], [source[at] for at in numbers], non_blocking=True)
+                some = [self.tensors[at] for at in (first, *more)]
+                for at, copy in zip((first, *more), _copy_all(_empty(some), some), strict=True):
+                    made[at] = copy
             else:
-                into[first].copy_(source[first], non_blocking=True)
+                made[first] = self.tensors[first].clone(memory_format=torch.contiguous_format)
+        return made
+
+
+def _copy_all(into: list[Tensor], source: list[Tensor]) -> list[Tensor]:
+    torch._foreach_copy_(into, source, non_blocking=True)
+    return into
 
 
 def _empty(like: Sequence[Tensor]) -> list[Tensor]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gca_lit.model.nested import Given, Room, flatten, unflatten
+from gca_lit.model.nested import Room, flatten, unflatten
+from gca_lit.model.places import Given, Places
 from gca_lit.model.weights import Weights
+
+T = TypeVar("T")
 
 
 class Replayed:
@@ -19,19 +22,22 @@ class Replayed:
     lies elsewhere it is captured anew at once.
 
     Without gradients, on a CUDA device and with whole weights only; otherwise, and while shapes change, it is an
-    ordinary call. Results are copies: they never change afterwards. The very tuple of the last call, and its first
-    result as the first argument, lie there already and are not copied again: nobody may change the tensors in them.
+    ordinary call. Results are copies: they never change afterwards. An argument that is the very tuple of the last
+    call, or a result that was left in its place, is not copied again: nobody may change the tensors in it.
 
     Args:
-        function: of tensors and nested tuples of tensors, to a tuple of such. Its first result is like its first
-            argument and is often given to the next call. What it does depends on shapes alone; it changes nothing, and
-            on a CUDA device it does not wait for the device.
-        module: has all the weights that it reads. They may change, and move. Others in their place are noticed unless
-            the first argument is what the last call gave.
+        function: of tensors and nested tuples of tensors, to a tuple of such. What it does depends on their shapes
+            alone; it changes nothing, and on a CUDA device it does not wait for the device.
+        weights: of all that it reads. They may change, and move. Others in their place are noticed unless the first
+            argument is a result that was left in its place.
+        places: of its arguments; functions that are called in turns share places and weights.
+        stays: by the number of a result, that of the argument in whose place it is left.
     """
 
-    def __init__(self, function: Callable[..., Any], module: nn.Module) -> None:
-        self._function, self._weights = function, Weights(module)
+    def __init__(
+        self, function: Callable[..., Any], weights: Weights, places: Places, stays: Mapping[int, int]
+    ) -> None:
+        self._function, self._weights, self._places, self._stays = function, weights, places, stays
         self._seen: Hashable = None
         self._graph: Graph | None = None
 
@@ -39,23 +45,18 @@ class Replayed:
         """held: handed to `function` by that name. Tensors in it are read where they lie: their values may change, not
         their place. Of anything else in it another value makes another graph."""
         function = partial(self._function, held=held) if held else self._function
-        graph, seen = self._graph, self._seen
-        known = [None] * len(inputs) if graph is None else graph.given
-        given = [
-            last if last and last.is_of(value) else Given(value) for value, last in zip(inputs, known, strict=True)
-        ]
+        given = [self._places.look(number, value) for number, value in enumerate(inputs)]
         if not _can_replay(given):
             return function(*inputs)
-        weights = self._weights.addresses(look=given[0] is not known[0])
-        self._seen = shapes = tuple([one.kind for one in given]), _precision()
-        key = shapes, _places(held), weights
-        if graph is None or graph.key != key:
-            if weights is None or shapes != seen:
+        weights = self._weights.addresses(look=not given[0].left)
+        seen, self._seen = self._seen, (tuple([one.kind for one in given]), _precision())
+        key = self._seen, _addresses(held), weights
+        if self._graph is None or self._graph.key != key:
+            if weights is None or self._seen != seen:
                 return function(*inputs)
-            self._graph = graph = None  # gives its memory back first
-            given = [Given(value) for value in inputs]
-            self._graph = graph = Graph.capture(function, key, given)
-        return graph.replay(given)
+            self._graph = None  # gives its memory back first
+            self._graph = Graph.capture(function, key, given, self._places, self._stays)
+        return self._graph.replay(given)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a network, or a pickle of it, captures anew."""
@@ -68,82 +69,102 @@ class Graph:
     Args:
         key: of the call.
         graph: what was captured.
-        given: the arguments that lie in `inputs`.
-        inputs, output: what the graph reads and writes.
+        places: where it reads its arguments.
+        output: what it writes.
         structure: of the output.
-        goes_round: whether the first input then holds the first result.
+        left: numbers of results and of the arguments in whose places they are left, and what they are.
     """
 
     def __init__(
         self,
         key: Hashable,
         graph: torch.cuda.CUDAGraph,
-        given: Sequence[Given],
-        inputs: Sequence[Room],
+        places: Places,
         output: Room,
         structure: Any,
-        goes_round: bool,
+        left: Sequence[tuple[int, int, Given]],
     ) -> None:
-        self.key, self.given, self._goes_round = key, list(given), goes_round
-        self._graph, self._inputs, self._output, self._structure = graph, inputs, output, structure
+        self.key, self._graph, self._places = key, graph, places
+        self._output, self._structure, self._left = output, structure, left
 
     @classmethod
-    def capture(cls, function: Callable[..., Any], key: Hashable, given: Sequence[Given]) -> Graph:
-        device = next(leaf.device for one in given for leaf in one.leaves)
-        structures = [one.structure for one in given]
-        with torch.inference_mode(False):
-            inputs = [Room.like(one.leaves) for one in given]
-        for room, one in zip(inputs, given, strict=True):
-            room.fill(one.leaves)
-        stream, current = _side_stream(device), torch.cuda.current_stream(device)
-        graph, outputs = torch.cuda.CUDAGraph(), list[Tensor]()
+    def capture(
+        cls,
+        function: Callable[..., Any],
+        key: Hashable,
+        given: Sequence[Given],
+        places: Places,
+        stays: Mapping[int, int],
+    ) -> Graph:
+        for number, one in enumerate(given):
+            places.put(number, one)
+        inputs = [one.there() for one in given]
+        with _aside(Given(tuple(inputs)).leaves[0].device):
+            made = function(*inputs)  # compiles what it has to, and makes room for the libraries
+            left = [(result, argument, places.look(argument, made[result])) for result, argument in stays.items()]
+            left = [(result, argument, one) for result, argument, one in left if one.leaves]
+            for _, argument, one in left:
+                places.settle(argument, one)
 
-        def call() -> Any:
-            return function(*map(unflatten, structures, [iter(room.tensors) for room in inputs]))
+            def work() -> tuple[Any, list[Tensor]]:
+                made, outputs = list(function(*inputs)), list[Tensor]()
+                for result, _, one in left:
+                    one.receive(made[result])
+                    made[result] = one.there()
+                return flatten(tuple(made), outputs), outputs
 
-        stream.wait_stream(current)
-        with _no_cast_kept(), torch.cuda.stream(stream):
-            call()  # compiles what it has to, and makes room for the libraries
-            # other threads may make pinned memory meanwhile; torch.cuda.graph would empty the allocator's cache first
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                first, *rest = call()
-                if goes_round := Given(first).kind == given[0].kind:
-                    inputs[0].fill(Given(first).leaves)
-                    first = unflatten(structures[0], iter(inputs[0].tensors))
-                structure = flatten((first, *rest), outputs)
-            finally:
-                graph.capture_end()
-        current.wait_stream(stream)
-        return cls(key, graph, given, inputs, Room(outputs), structure, goes_round)
+            graph, (structure, outputs) = _record(work)
+        forgotten = [(result, argument, one.replaced(None)) for result, argument, one in left]
+        return cls(key, graph, places, Room(outputs), structure, forgotten)
 
     def replay(self, given: Sequence[Given]) -> Any:
-        for room, one, last in zip(self._inputs, given, self.given, strict=True):
-            if one is not last:
-                room.fill(one.leaves)
+        for number, one in enumerate(given):
+            self._places.put(number, one)
+        for _, argument, like in self._left:
+            self._places.left(argument, like)
         self._graph.replay()
-        result = unflatten(self._structure, iter(self._output.copies()))
-        self.given = list(given)
-        if self._goes_round:
-            self.given[0] = given[0].replaced(result[0])
-        return result
+        results = unflatten(self._structure, iter(self._output.copies()))
+        for number, argument, like in self._left:
+            self._places.left(argument, like.replaced(results[number]))
+        return results
+
+
+def _record(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+    """The device work of `work` on the current stream, which is not done, and what it gives."""
+    graph = torch.cuda.CUDAGraph()
+    # other threads may make pinned memory meanwhile; torch.cuda.graph would empty the allocator's cache first
+    graph.capture_begin(capture_error_mode="thread_local")
+    try:
+        return graph, work()
+    finally:
+        graph.capture_end()
+
+
+@contextmanager
+def _aside(device: torch.device) -> Iterator[None]:
+    """On another stream, behind the work of the current one and before what comes later.
+
+    Autocast casts weights at every use: a graph neither reads what it cast before nor leaves anything behind.
+    """
+    stream, current, enabled = (
+        _side_stream(device),
+        torch.cuda.current_stream(device),
+        torch.is_autocast_cache_enabled(),
+    )
+    stream.wait_stream(current)
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
+    current.wait_stream(stream)
 
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """One for all captures: the matrix libraries keep memory for each stream that they have seen."""
     return torch.cuda.Stream(device)
-
-
-@contextmanager
-def _no_cast_kept() -> Iterator[None]:
-    """Autocast casts weights at every use: a graph neither reads what it cast before nor leaves anything behind."""
-    enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(enabled)
 
 
 def _can_replay(given: Sequence[Given]) -> bool:
@@ -158,7 +179,7 @@ def _precision() -> Hashable:
     return cast, torch.get_float32_matmul_precision()
 
 
-def _places(held: tuple[Any, ...]) -> Hashable:
+def _addresses(held: tuple[Any, ...]) -> Hashable:
     """Where tensors lie, and the values of the rest."""
     parts: list[Any] = []
     structure = flatten(held, parts)

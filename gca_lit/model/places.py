@@ -1,0 +1,95 @@
+"""Fixed places for the arguments of functions that are called in turns: what lies there is not copied again."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gca_lit.model.nested import Room, flatten, unflatten
+
+
+class Given:
+    """An argument: its tensors, and what the work on it depends on."""
+
+    left = False
+    """Whether it is a result that was left in its place."""
+    room: Room | None = None
+    """Where it lies, or lay."""
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.leaves = value, list[Any]()
+        self.structure = flatten(value, self.leaves)
+        self.on_device = all([isinstance(x, Tensor) and x.is_cuda for x in self.leaves])
+        shapes = tuple([(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else None for x in self.leaves])
+        self.kind: Hashable = (self.structure, shapes)
+
+    def is_of(self, value: Any) -> bool:
+        """Whether it is of that very object, and nobody has changed it."""
+        return value is self.value and (self.left or isinstance(value, tuple))
+
+    def there(self) -> Any:
+        """The tensors of its room, nested like it."""
+        assert self.room is not None
+        return unflatten(self.structure, iter(self.room.tensors))
+
+    def receive(self, value: Any) -> None:
+        """Copy a value of the same kind to its room."""
+        leaves: list[Tensor] = []
+        flatten(value, leaves)
+        assert self.room is not None
+        self.room.fill(leaves)
+
+    def replaced(self, value: Any) -> Given:
+        """A result of the same kind, for the same room."""
+        other = copy(self)
+        other.value, other.leaves, other.left = value, [], True
+        return other
+
+
+class Places:
+    """Rooms for arguments: one for each kind of value that each has had."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[tuple[int, Hashable], Room] = {}
+        self._kinds: dict[Hashable, Hashable] = {}
+        self._there: dict[Room, Given] = {}
+        self._last: dict[int, Given] = {}
+
+    def look(self, number: int, value: Any) -> Given:
+        """What a value of argument `number` is; the same object again while it lies there."""
+        last = self._last.get(number)
+        if last is not None and last.is_of(value):
+            return last
+        given = Given(value)
+        given.kind = self._kinds.setdefault(given.kind, given.kind)  # the same object: it is compared for every token
+        return given
+
+    def settle(self, number: int, given: Given) -> None:
+        """Give it a room. Rooms are no graph's memory: call this before a capture."""
+        if given.room is None:
+            at = number, given.kind
+            if at not in self._rooms:
+                with torch.inference_mode(False):
+                    self._rooms[at] = Room.like(given.leaves)
+            given.room = self._rooms[at]
+
+    def put(self, number: int, given: Given) -> None:
+        """Copy it to its room, unless it is there."""
+        self.settle(number, given)
+        assert given.room is not None
+        if self._there.get(given.room) is not given:
+            given.room.fill(given.leaves)
+        self.left(number, given)
+
+    def left(self, number: int, given: Given) -> None:
+        """It lies in its room."""
+        assert given.room is not None
+        self._there[given.room] = self._last[number] = given
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has rooms of its own."""
+        return {"_rooms": {}, "_kinds": {}, "_there": {}, "_last": {}}
