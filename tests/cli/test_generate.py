@@ -18,6 +18,7 @@ import torch
 from gca_lit.callbacks import budget
 from gca_lit.data.tokenizers import ByteTokenizer
 from gca_lit.memory import DiskStore
+from gca_lit.model import Decoder
 from gca_lit.module import CausalLM
 
 ROOT = Path(__file__).parents[2]
@@ -51,12 +52,12 @@ def write_letters(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
     """Make the model write `text` and then the end of the text, whatever it has read."""
     answer = iter([*text, ByteTokenizer.eos, *b"never"])
 
-    def logits(self: CausalLM, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self: Decoder, hidden: torch.Tensor) -> torch.Tensor:
         wanted = torch.full((*hidden.shape[:-1], self.vocab_size), -9.0)
         wanted[..., next(answer)] = 9.0
         return wanted
 
-    monkeypatch.setattr(CausalLM, "logits", logits)
+    monkeypatch.setattr(Decoder, "logits", logits)
 
 
 def test_the_text_alone_goes_to_standard_output(
