@@ -113,7 +113,8 @@ class FakeModule(LightningModule):
         positions = state.position + torch.arange(tokens.shape[1])
         after = torch.where(positions < self.reach, tokens + 1, 0)
         hidden = after[:, read if isinstance(read, slice) else slice(0, 0), None].float()
-        return SimpleNamespace(hidden=hidden, selections=(), first_chunk=0, state=Position(int(positions[-1]) + 1))
+        state = Position(int(positions[-1]) + 1)
+        return SimpleNamespace(hidden=hidden, selections=(), first_chunk=0, state=state, logits=None)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return 50 * nn.functional.one_hot(hidden[..., 0].long() % VOCAB, VOCAB).float()
