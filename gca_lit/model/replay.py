@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -131,13 +132,18 @@ class Graph:
 
 def _record(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
     """The device work of `work` on the current stream, which is not done, and what it gives."""
-    graph = torch.cuda.CUDAGraph()
-    # other threads may make pinned memory meanwhile; torch.cuda.graph would empty the allocator's cache first
-    graph.capture_begin(capture_error_mode="thread_local")
+    graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
+    gc.disable()  # it may find graphs and page-locked memory, and to give those back would end the capture
     try:
-        return graph, work()
+        # other threads may make pinned memory meanwhile; torch.cuda.graph would empty the allocator's cache first
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            return graph, work()
+        finally:
+            graph.capture_end()
     finally:
-        graph.capture_end()
+        if collects:
+            gc.enable()
 
 
 @contextmanager
@@ -146,11 +152,8 @@ def _aside(device: torch.device) -> Iterator[None]:
 
     Autocast casts weights at every use: a graph neither reads what it cast before nor leaves anything behind.
     """
-    stream, current, enabled = (
-        _side_stream(device),
-        torch.cuda.current_stream(device),
-        torch.is_autocast_cache_enabled(),
-    )
+    stream, current = _side_stream(device), torch.cuda.current_stream(device)
+    enabled = torch.is_autocast_cache_enabled()
     stream.wait_stream(current)
     torch.set_autocast_cache_enabled(False)
     try:

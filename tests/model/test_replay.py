@@ -1,12 +1,14 @@
 """A replay gives what the function gives, copies what it has to and no more, and never changes what it gave."""
 
 import copy
+import gc
 
 import pytest
 import torch
 
 from gca_kernels.gather import RowGather
 from gca_lit.memory import host_store
+from gca_lit.model import replay
 from gca_lit.model.places import Given, Places
 from gca_lit.model.replay import Replayed
 from gca_lit.model.weights import Weights
@@ -69,6 +71,27 @@ def test_what_is_held_is_read_where_it_lies(monkeypatch):
         for _ in range(calls):
             assert torch.equal(call(torch.zeros(len(other)), held=(other,))[0], other)
     assert captures.made == 3
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_during_a_capture(enabled, monkeypatch):
+    class CUDAGraph:
+        def capture_begin(self, **_):
+            self.begun = True
+
+        def capture_end(self):
+            assert self.begun and not gc.isenabled()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", CUDAGraph)
+    if not enabled:
+        gc.disable()
+    try:
+        assert replay._record(gc.isenabled)[1] is False and gc.isenabled() == enabled
+        with pytest.raises(ZeroDivisionError):
+            replay._record(lambda: 1 / 0)
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 def rows(past, new, pair):
