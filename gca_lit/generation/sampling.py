@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gca_lit import scoring
 
-AHEAD = 4
+AHEAD = 8
 """Tokens that a CUDA device has queued when the host waits for one: a chunk's end takes the host as long as some."""
 
 
