@@ -170,6 +170,7 @@ class CLI(LightningCLI):
             arguments["ckpt_path"] = path
         if subcommand == "generate" and arguments["output"] is not None:
             inputs = [arguments["prompt"], arguments["ckpt_path"], *(self._get(self.config, "config") or ())]
+            inputs += [self._get(self.config, "data.tokenizer"), *_files_in(arguments["load_state"])]
             refuse_overwriting([Path(arguments["output"])], [Path(str(path)) for path in inputs])
         if subcommand == "fit" and _is_here(arguments.get("ckpt_path")):
             self.model.refuse_other_run(read_record(Path(arguments["ckpt_path"])))  # FSDP2 would load it before it asks
@@ -224,6 +225,10 @@ class CLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predictions go to a file, batch by batch."""
         self.trainer.predict(**kwargs, return_predictions=False)
+
+
+def _files_in(directory: str | None) -> list[Path]:
+    return [] if directory is None or not Path(directory).is_dir() else list(Path(directory).iterdir())
 
 
 def _is_here(path: str | Path | None) -> bool:

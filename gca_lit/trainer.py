@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from gca_lit.generation.saved_state import check_new, identity, load, save, save
 from gca_lit.generation.text_stream import TextStream, text_of, until_stop
 from gca_lit.model import ModelState, cast_once
 from gca_lit.module import CausalLM
+from gca_lit.whole_file import NotSaved
 
 T = TypeVar("T")
 CONTEXT = 16
@@ -73,7 +74,7 @@ class GeneratingTrainer(Trainer):
 
         Raises ValueError or FileNotFoundError, before anything runs, for what cannot work.
         """
-        self._check(segment, save_state, output)
+        self._check(segment, load_state, save_state, output)
         before = 0 if load_state is None else saved_tokens(Path(load_state))
         tokenizer = datamodule.tokenizer
         ids = encode_prompt(prompt, tokenizer)
@@ -112,13 +113,18 @@ class GeneratingTrainer(Trainer):
     def _run_stage(self) -> Any:
         return super()._run_stage() if self._stage is None else self._stage()
 
-    def _check(self, segment: int, save_state: str | None, output: str | None) -> None:
+    def _check(self, segment: int, load_state: str | None, save_state: str | None, output: str | None) -> None:
         if (devices := self.num_devices * self.num_nodes) > 1:
             raise ValueError(f"generate runs on one device, not on {devices}: set trainer.devices and num_nodes to 1")
         if segment < 1:
             raise ValueError(f"segment must be at least 1 token, got {segment}")
+        for name, path in {"load_state": load_state, "save_state": save_state, "output": output}.items():
+            if path == "":
+                raise ValueError(f"{name} is an empty text: give a path, or leave it out")
         if save_state is not None:
             check_new(Path(save_state))
+        if output is not None and (Path(output).is_dir() or output == save_state):
+            raise ValueError(f"output {output} is a directory: give the name of a file")
         if output is not None and not Path(output).absolute().parent.is_dir():
             raise FileNotFoundError(f"there is no directory {Path(output).absolute().parent} for the output: make it")
 
@@ -174,13 +180,25 @@ def _echo(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
     return text_of(parts, TextStream(tokenizer.decode))
 
 
+@contextmanager
+def _disk_takes(output: str | None) -> Iterator[None]:
+    """Raise NotSaved where it does not; a pipe that nobody reads is no disk."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise NotSaved(f"the text could not be written to {output or 'standard output'}: {error.strerror}") from error
+
+
 def _write(text: Iterable[str], output: str | None) -> None:
     """To standard output without an `output`, as long as somebody reads it."""
     with nullcontext(sys.stdout) if output is None else open(output, "w", encoding="utf-8") as file:
         try:
             for piece in text:
-                file.write(piece)
-                file.flush()
+                with _disk_takes(output):
+                    file.write(piece)
+                    file.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # or Python fails to flush it at the end
         if file.isatty():

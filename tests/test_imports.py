@@ -75,7 +75,14 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "torch"},
     ),
     "gca_lit.trainer": (
-        {"gca_lit.callbacks", "gca_lit.data", "gca_lit.generation", "gca_lit.model", "gca_lit.module"},
+        {
+            "gca_lit.callbacks",
+            "gca_lit.data",
+            "gca_lit.generation",
+            "gca_lit.model",
+            "gca_lit.module",
+            "gca_lit.whole_file",
+        },
         {"lightning", "numpy", "torch", "tqdm"},
     ),
     "gca_lit.run_directory": (set(), {"lightning"}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from gca_lit.memory.base import ChunkTable, Selection
 
 Score = Literal["dot", "cosine"]
 Residual = Literal["bypass", "add"]
+LandmarkReads = Literal["previous", "own"]
+Noise = Literal["gumbel", "none"]
 
 
 class GroupedCrossAttention(RetrievalBackend):
@@ -59,10 +61,10 @@ class GroupedCrossAttention(RetrievalBackend):
         retrieval_width: int | None = None,
         residual: Residual = "bypass",
         softmax_offset: float = 0.0,
-        landmark_reads: Literal["previous", "own"] = "previous",
+        landmark_reads: LandmarkReads = "previous",
         smear_keys: bool = False,
         recency: bool = False,
-        noise: Literal["gumbel", "none"] = "gumbel",
+        noise: Noise = "gumbel",
         impl: Literal["auto", "reference", "triton"] = "auto",
     ) -> None:
         counts = {"chunk_size": chunk_size, "top_k": top_k, "groups": groups, "encoder_layers": encoder_layers}
@@ -74,6 +76,14 @@ class GroupedCrossAttention(RetrievalBackend):
                 f"GroupedCrossAttention: window {window} leaves a blind gap: it must cover two blocks, "
                 f"2 * (chunk_size + 1) = {2 * (chunk_size + 1)} rows"
             )
+        for setting, given, known in (
+            ("score", score, Score),
+            ("residual", residual, Residual),
+            ("landmark_reads", landmark_reads, LandmarkReads),
+            ("noise", noise, Noise),
+        ):
+            if given not in get_args(known):
+                raise ValueError(f"GroupedCrossAttention: {setting} must be one of {get_args(known)}, got {given!r}")
         if softmax_offset < 0:
             raise ValueError(f"GroupedCrossAttention: softmax_offset must not be negative, got {softmax_offset}")
         if top_k == 1:

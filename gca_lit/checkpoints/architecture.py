@@ -45,8 +45,8 @@ def unlike(saved: dict[str, Any], running: dict[str, Any]) -> list[str]:
 
 
 def refuse_other_tokenizer(saved: str | None, running: str | None) -> None:
-    """Raise ValueError when both are known and are not the same."""
-    if None not in (saved, running) and saved != running:
+    """Raise ValueError when both are known and are not the same: their hashes, behind their names, count."""
+    if saved is not None and running is not None and saved.split()[-1] != running.split()[-1]:
         raise ValueError(
             f"the checkpoint was trained with tokenizer {saved}, this run has {running}: set data.tokenizer to that "
             "one, and the data to shards made with it"

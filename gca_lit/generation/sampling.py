@@ -198,7 +198,7 @@ class Sampler:
     def probabilities(self, scores: Tensor) -> Tensor:
         """Scores [V] -> probabilities [V], 0 for every token that a filter leaves out."""
         top_k, top_p, min_p = self.sampling.top_k, self.sampling.top_p, self.sampling.min_p
-        scores = scores / self.sampling.temperature
+        scores = (scores - scores.max()) / max(self.sampling.temperature, 1e-30)  # neither overflows in fp32
         if top_k is not None and top_k < len(scores):
             scores = scores.masked_fill(scores < scores.topk(top_k).values[-1], -torch.inf)
         shares = scores.softmax(0)

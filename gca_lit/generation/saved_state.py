@@ -21,7 +21,7 @@ from gca_lit.model import ModelState
 from gca_lit.model.group import Carried
 from gca_lit.module import CausalLM
 from gca_lit.provenance import weights_sha256
-from gca_lit.whole_file import PIECE_BYTES, WholeFile, saving, sync_directory
+from gca_lit.whole_file import PART, PIECE_BYTES, WholeFile, saving, sync_directory
 
 RECORD, REST, LANDMARKS, CHUNKS = "state.json", "rest.pt", "landmarks.bin", "chunks.bin"
 FORMAT = 2
@@ -42,6 +42,9 @@ def check_new(directory: Path) -> None:
     """Raise ValueError when a state cannot get the name `directory`."""
     if directory.exists():
         raise ValueError(f"{directory} exists already: give the state another directory, or remove this one")
+    part, ours = _part(directory), {name + end for name in (REST, LANDMARKS, CHUNKS) for end in ("", PART)}
+    if part.exists() and not (part.is_dir() and {path.name for path in part.iterdir()} <= ours):
+        raise ValueError(f"{part} is in the way: give the state another directory, or move that one")
 
 
 def saved_tokens(directory: Path) -> int:
@@ -57,7 +60,7 @@ def save(state: ModelState, directory: Path, made_with: dict[str, Any]) -> None:
     NotSaved when the disk does not take it.
     """
     check_new(directory)
-    part = directory.with_name(directory.name + ".part")
+    part = _part(directory)
     shutil.rmtree(part, ignore_errors=True)
     with saving(f"the state could not be saved in {directory}"):
         try:
@@ -99,6 +102,11 @@ def load(directory: Path, model: CausalLM, store: ChunkStore, made_with: dict[st
         _load_chunks(empty.memory, directory, record, device)
     carried = tuple(Carried(Selection(ids, weights)) for ids, weights in rest.pop("carried"))
     return replace(empty, position=record["position"], carried=carried, pending=(rest.pop("pending"),), **rest)
+
+
+def _part(directory: Path) -> Path:
+    """Where a state is written before it gets its name."""
+    return directory.with_name(directory.name + PART)
 
 
 def _write(state: ModelState, folder: Path, made_with: dict[str, Any]) -> None:

@@ -176,7 +176,8 @@ class Decoder(nn.Module):
             noise: a number of each row, int64 [B], that seeds the retrieval noise; used in training mode only.
 
         Raises:
-            ValueError: tokens of a wrong shape, documents together with a state, or a state that keeps no chunks.
+            ValueError: tokens of a wrong shape, documents together with a state, or a state that keeps no chunks or was
+                used before.
         """
         given = state is not None
         if tokens.ndim != 2 or tokens.shape[1] == 0:
@@ -189,6 +190,11 @@ class Decoder(nn.Module):
             raise ValueError("the state keeps no chunks: make it with a store, new_state(batch_size, HostStore())")
         layout = Layout(state.position, tokens.shape[1], self.attention.chunk_size)
         wanted = _wanted(read, layout.tokens)
+        if state.memory is not None and state.memory.count != layout.first_chunk:
+            raise ValueError(
+                f"the state has read {layout.first_chunk} chunks and its memory holds {state.memory.count}: another "
+                "step took it before; go on with what that returned, or make another state with a store of its own"
+            )
         if given and noise is None and self.decoding.takes(layout, wanted, state):
             return self.decoding.step(tokens, state, layout)
 

@@ -16,7 +16,8 @@ from gca_lit.model.pasts import Pasts
 
 @dataclass(frozen=True)
 class ModelState:
-    """The past of a batch of inputs that advance together. A plain value: a step takes one and returns another.
+    """The past of a batch of inputs that advance together. A step takes one and returns another; the one it took must
+    not be used again, for both have one memory.
 
     position: text tokens consumed.
     pasts: of each layer, from bottom to top.

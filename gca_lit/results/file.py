@@ -14,7 +14,7 @@ from gca_lit.whole_file import saving
 Row = dict[str, Any]
 POINT = (
     *("split", "text", "task", "task_settings", "placement", "eval_length", "depth", "seed"),
-    *("backend", "window", "k", "checkpoint_sha256"),
+    *("backend", "window", "k", "checkpoint_sha256", "precision"),
 )
 
 

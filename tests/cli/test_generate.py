@@ -173,6 +173,11 @@ def test_mistakes_end_with_one_line(
     assert "good.txt is an input" in message("--output", str(tmp_path / "good.txt"))
     assert (tmp_path / "good.txt").read_text(encoding="utf-8") == BOOK
     assert "tiny.yaml is an input" in message("--output", tiny)
+    record = str(book / "state.json")
+    assert "state.json is an input" in message("--load_state", str(book), "--output", record)
+    assert "book is a directory" in message("--output", str(book))
+    assert "new is a directory" in message("--save_state", str(tmp_path / "new"), "--output", str(tmp_path / "new"))
+    assert "load_state is an empty text" in message("--load_state", "")
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("last-*")
     assert f"{checkpoint} is an input" in message("--output", str(checkpoint))
     assert "runs on one device, not on 2" in message("--trainer.devices", "2")
@@ -227,6 +232,18 @@ def test_a_disk_that_fills_ends_in_one_line(
     assert stop.value.code == 1
     (said,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     assert f"chunk K/V could not be written to {tmp_path}" in said and "make room" in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_an_output_that_takes_nothing_ends_in_one_line(
+    trained: Path, run: Callable[..., None], tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "p.txt").write_text(BOOK, encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        run("generate", "--ckpt_path", "last", "--prompt", str(tmp_path / "p.txt"), "--output", "/dev/full")
+    assert stop.value.code == 1
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert "the text could not be written to /dev/full" in said
 
 
 def test_errors_of_a_generation_keep_their_traceback(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:

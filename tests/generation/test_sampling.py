@@ -126,6 +126,11 @@ def shares(logits, **settings):
     return Sampler(Sampling(**settings), logits).probabilities(logits)
 
 
+def test_the_smallest_temperature_is_greedy():
+    logits = torch.tensor([0.0, 1.0, 3.0, 3.0])
+    assert shares(logits, temperature=1e-320).tolist() == [0, 0, 0.5, 0.5]
+
+
 def test_temperature_divides_logits():
     logits = [0.0, 1.0, 3.0]
     torch.testing.assert_close(shares(logits, temperature=0.5), torch.tensor([0.0, 2.0, 6.0]).softmax(0))

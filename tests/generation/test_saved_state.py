@@ -215,6 +215,16 @@ def test_what_a_killed_save_left_is_no_hindrance(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
+@pytest.mark.parametrize("name", [RECORD, "notes.txt"])
+def test_what_no_save_has_left_is_not_removed(name, tmp_path):
+    model, mine = network(gca()), tmp_path / "s.part" / name
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(ValueError, match=r"s\.part is in the way: give the state another directory"):
+        save(after(model, tokens(33, 1)), tmp_path / "s", record_of(model))
+    assert mine.read_text() == "mine" and not (tmp_path / "s").exists()
+
+
 def test_the_record_is_plain(saved):
     record = json.loads((saved[1] / RECORD).read_text(encoding="utf-8"))["state"]
     assert record["position"] == 33 and record["chunks"] == 6 and record["made_with"]["attention.chunk_size"] == 5

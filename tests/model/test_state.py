@@ -179,3 +179,12 @@ def test_misuse_is_named():
         model(tokens(5), read="some")
     with pytest.raises(ValueError, match="without a step"):
         model(tokens(5), read=slice(0, 5, 2))
+
+
+@torch.no_grad()
+def test_a_state_that_was_used_is_refused():
+    model, ids = decoder(gca()), tokens(22)
+    before = model(ids[:, :12], model.new_state(2, HostStore())).state
+    model(ids[:, 12:], before)
+    with pytest.raises(ValueError, match="has read 2 chunks and its memory holds 4: another step took it before"):
+        model(ids[:, 12:], before)

@@ -35,6 +35,7 @@ def test_finished_means_done_for_the_same_point_and_n(tmp_path):
         {"split": "test"},
         {"text": "0123456789ab"},
         {"task_settings": {"keys": 6}},
+        {"precision": "bf16-mixed"},
     ):
         assert not file.finished(POINT | change, 5)
 
