@@ -46,28 +46,20 @@ class Room:
 
     def fill(self, source: Sequence[Tensor]) -> None:
         """Copy all tensors of `source`, small ones of a type in one launch."""
-        for first, *more in self._launches:
-            if more:
-                _copy_all([self.tensors[at] for at in (first, *more)], [source[at] for at in (first, *more)])
-            else:
-                self.tensors[first].copy_(source[first], non_blocking=True)
+        self._copy(self.tensors, source)
 
     def copies(self) -> list[Tensor]:
         """What is there, in memory of its own."""
-        made = list(self.tensors)
-        for first, *more in self._launches:
-            if more:
-                some = [self.tensors[at] for at in (first, *more)]
-                for at, copy in zip((first, *more), _copy_all(_empty(some), some), strict=True):
-                    made[at] = copy
-            else:
-                made[first] = self.tensors[first].clone(memory_format=torch.contiguous_format)
+        made = _empty(self.tensors)
+        self._copy(made, self.tensors)
         return made
 
-
-def _copy_all(into: list[Tensor], source: list[Tensor]) -> list[Tensor]:
-    torch._foreach_copy_(into, source, non_blocking=True)
-    return into
+    def _copy(self, into: Sequence[Tensor], source: Sequence[Tensor]) -> None:
+        for numbers in self._launches:
+            if len(numbers) == 1:
+                into[numbers[0]].copy_(source[numbers[0]], non_blocking=True)
+            else:
+                torch._foreach_copy_([into[at] for at in numbers], [source[at] for at in numbers], non_blocking=True)
 
 
 def _empty(like: Sequence[Tensor]) -> list[Tensor]:
