@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from gca_lit.generation.saved_state import check_new, identity, load, save, save
 from gca_lit.generation.text_stream import TextStream, text_of, until_stop
 from gca_lit.model import ModelState, cast_once
 from gca_lit.module import CausalLM
-from gca_lit.whole_file import NotSaved
+from gca_lit.whole_file import saving
 
 T = TypeVar("T")
 CONTEXT = 16
@@ -180,26 +180,16 @@ def _echo(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
     return text_of(parts, TextStream(tokenizer.decode))
 
 
-@contextmanager
-def _disk_takes(output: str | None) -> Iterator[None]:
-    """Raise NotSaved where it does not; a pipe that nobody reads is no disk."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise NotSaved(f"the text could not be written to {output or 'standard output'}: {error.strerror}") from error
-
-
 def _write(text: Iterable[str], output: str | None) -> None:
     """To standard output without an `output`, as long as somebody reads it."""
     with nullcontext(sys.stdout) if output is None else open(output, "w", encoding="utf-8") as file:
-        try:
-            for piece in text:
-                with _disk_takes(output):
+        for piece in text:
+            with saving(f"the text could not be written to {output or 'standard output'}"):
+                try:
                     file.write(piece)
                     file.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # or Python fails to flush it at the end
+                except BrokenPipeError:
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # or Python fails to flush it at the end
+                    break
         if file.isatty():
             file.write("\n")

@@ -54,8 +54,8 @@ class Places:
     """Rooms for arguments: one for each kind of value that each has had."""
 
     def __init__(self) -> None:
-        self._rooms: dict[tuple[int, Hashable], Room] = {}
-        self._kinds: dict[Hashable, Hashable] = {}
+        self._rooms: dict[tuple[int, Hashable], tuple[Room, Hashable]] = {}
+        """With their kinds: one object of each, for kinds are compared for every token."""
         self._there: dict[Room, Given] = {}
         self._last: dict[int, Given] = {}
 
@@ -65,7 +65,7 @@ class Places:
         if last is not None and last.is_of(value):
             return last
         given = Given(value)
-        given.kind = self._kinds.setdefault(given.kind, given.kind)  # the same object: it is compared for every token
+        given.room, given.kind = self._rooms.get((number, given.kind), (None, given.kind))
         return given
 
     def settle(self, number: int, given: Given) -> None:
@@ -74,8 +74,8 @@ class Places:
             at = number, given.kind
             if at not in self._rooms:
                 with torch.inference_mode(False):
-                    self._rooms[at] = Room.like(given.leaves)
-            given.room = self._rooms[at]
+                    self._rooms[at] = Room.like(given.leaves), given.kind
+            given.room, given.kind = self._rooms[at]
 
     def put(self, number: int, given: Given) -> None:
         """Copy it to its room, unless it is there."""
@@ -92,4 +92,4 @@ class Places:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has rooms of its own."""
-        return {"_rooms": {}, "_kinds": {}, "_there": {}, "_last": {}}
+        return {"_rooms": {}, "_there": {}, "_last": {}}

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from gca_lit.attention import SlidingWindow
+from gca_lit.checkpoints.architecture import refuse_other_tokenizer
 from gca_lit.cli import CLI, main
 from gca_lit.module import CausalLM
 
@@ -126,6 +127,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(run: Run, run_dir: Path) -
     with pytest.raises(ValueError, match=r"trained with tokenizer mine/tokenizer.json 0123, this run has byte "):
         module = CausalLM(SlidingWindow(8), 257, tokenizer="byte 4567")
         module.on_load_checkpoint(checkpoint)
+    refuse_other_tokenizer("mine/tokenizer.json 0123", "a copy/tokenizer.json 0123")
 
 
 def test_two_processes_with_rows_of_any_number_of_chunks(tiny: str, run_dir: Path) -> None:

@@ -184,6 +184,16 @@ def test_texts_decoded_in_turns_do_not_mix(backend, monkeypatch):
 
 
 @torch.no_grad()
+def test_nothing_is_kept_of_shapes_that_do_not_come_again(monkeypatch):
+    captures, places = Captures(monkeypatch), Places()
+    call = Replayed(lambda past: (torch.cat((past, past[:1])),), Weights(torch.nn.Linear(1, 1)), places, {0: 0})
+    past = torch.ones(1)
+    for _ in range(20):
+        (past,) = call(past)
+    assert captures.made == 0 and not any(vars(places).values())
+
+
+@torch.no_grad()
 def test_a_network_that_decoded_can_be_copied(monkeypatch):
     model, ids = decoder(gca()), tokens(24, 1)
     captures = Captures(monkeypatch)
