@@ -65,10 +65,11 @@ class NetworkModule(LightningModule):
 
     def step(self, tokens: Tensor, state: ModelState, read: Read = "all") -> Step:
         """See `Decoder.forward`; tokens may lie on the host, so that a long text takes no room on the device."""
-        device = self._decoder.embed.weight.device
+        decoder = self._decoder
+        device = decoder.embed.weight.device
         if device.type == "cuda" and tokens.device.type == "cpu":
             tokens = tokens.pin_memory()  # or the copy would wait for all that the device still has to do
-        return self._decoder(tokens.to(device, non_blocking=True), state, read)
+        return decoder(tokens.to(device, non_blocking=True), state, read)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._decoder.logits(hidden)
@@ -108,10 +109,12 @@ class NetworkModule(LightningModule):
 
     @property
     def _decoder(self) -> Decoder:
-        if self.network is None:
+        network = self.network
+        if network is None:
             self.configure_model()
-        assert self.network is not None
-        return self.network
+            network = self.network
+        assert network is not None
+        return network
 
     def _kv_itemsize(self) -> int:
         if self.config.kv_dtype is not None:

@@ -18,13 +18,13 @@ from torch import Tensor
 from gca_lit.checkpoints.architecture import architecture, unlike
 from gca_lit.memory import ChunkMemory, ChunkStore, ChunkTable, Selection
 from gca_lit.model import ModelState
-from gca_lit.model.group import Carried
+from gca_lit.model.carried import Carried
 from gca_lit.module import CausalLM
 from gca_lit.provenance import weights_sha256
 from gca_lit.whole_file import PART, PIECE_BYTES, WholeFile, saving, sync_directory
 
 RECORD, REST, LANDMARKS, CHUNKS = "state.json", "rest.pt", "landmarks.bin", "chunks.bin"
-FORMAT = 2
+FORMAT = 3
 READ_AGAIN = "make the state again with --save_state"
 
 
@@ -100,8 +100,9 @@ def load(directory: Path, model: CausalLM, store: ChunkStore, made_with: dict[st
     if record["chunks"]:
         assert empty.memory is not None
         _load_chunks(empty.memory, directory, record, device)
-    carried = tuple(Carried(Selection(ids, weights)) for ids, weights in rest.pop("carried"))
-    return replace(empty, position=record["position"], carried=carried, pending=(rest.pop("pending"),), **rest)
+    selection, pending = rest.pop("selection"), (rest.pop("pending"),)
+    carried = Carried(Selection(*selection)) if selection else ()
+    return replace(empty, position=record["position"], carried=carried, pending=pending, **rest)
 
 
 def _part(directory: Path) -> Path:
@@ -125,10 +126,9 @@ def _write(state: ModelState, folder: Path, made_with: dict[str, Any]) -> None:
 def _rest(state: ModelState) -> dict[str, Any]:
     """All but position and memory as plain tuples of tensors; the chunks that `carried` fetched are fetched again."""
     pending = torch.cat((state.deferred[:, :0], *state.pending), 1)
-    parts = {"pasts": state.pasts, "deferred": state.deferred, "pending": pending}
-    return {name: _plain(part) for name, part in parts.items()} | {
-        "carried": tuple(_plain(tuple(one.selection)) for one in state.carried)
-    }
+    selection = tuple(state.carried.selection) if state.carried else ()
+    parts = {"pasts": state.pasts, "deferred": state.deferred, "pending": pending, "selection": selection}
+    return {name: _plain(part) for name, part in parts.items()}
 
 
 def _plain(past: Any) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -71,16 +69,6 @@ class ChunkMemory:
         held = dict(self.store.bytes())
         held["device"] += sum(block.nbytes for block in self._blocks)
         return held
-
-
-def fetch(selection: Selection, read: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[ChunkTable, Selection]:
-    """The chunks of one entry [B, 1, K] as a table of K in the order of the slots, any chunk where a slot is empty, and
-    the entry renumbered to that table. `read` takes their numbers [B, K]; at least one chunk is kept. Nothing else
-    waits for the device."""
-    ids = selection.ids[:, 0]
-    table = ChunkTable(*(part.contiguous() for part in read(ids.clamp(min=0))))
-    slot = torch.arange(ids.shape[1], device=ids.device)
-    return table, Selection(torch.where(ids < 0, -1, slot)[:, None], selection.weights)
 
 
 def _unique_per_row(ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,11 +23,14 @@ class ChunkReader(NamedTuple):
 
     def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """K and V [B, U, C, J, D] of chunks `ids` int64 [B, U] on the device, which are not checked."""
-        return unpack(self.slabs.gather(row_numbers(ids)), ids, self.shape)
+        k, v = self.slabs.gather(row_numbers(ids), parts=2)
+        return k.view(*ids.shape, *self.shape), v.view(*ids.shape, *self.shape)
 
 
 def row_numbers(ids: Tensor) -> Tensor:
     """Chunk numbers int64 [B, U] -> numbers [B * U] of their rows, counted through all slabs."""
+    if len(ids) == 1:
+        return ids[0]
     return (ids * len(ids) + torch.arange(len(ids), device=ids.device)[:, None]).flatten()
 
 

@@ -43,6 +43,12 @@ def view_at(positions: Tensor, x: Tensor, dims: Dims, documents: Tensor | None =
     return View(positions, turn, documents)
 
 
+def view_of(view: View, rows: slice) -> View:
+    """That of some rows."""
+    turn = view.rotation
+    return replace(view, positions=view.positions[rows], rotation=turn and (turn[0][rows], turn[1][rows]))
+
+
 def run_blocks(
     blocks: Iterable[nn.Module], pasts: Pasts, x: Tensor, view: View, recompute: bool
 ) -> tuple[Tensor, tuple[Past, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -138,7 +139,7 @@ class ChunkEncoder(nn.Module):
 
         It is made outside of the compiled `forward`, which would take the angles in fp64 again for every element.
         """
-        return rotation(torch.arange(blocks.shape[2], device=blocks.device), self.dims.head_width, blocks.dtype)
+        return _inside_block(blocks.shape[2], self.dims.head_width, blocks.dtype, blocks.device)
 
     def forward(self, blocks: Tensor, turn: Rotation) -> EncodedChunks:
         """blocks: lower hidden states of whole blocks [B, n, C + 1, M], the landmark's row last; turn: `rotation`."""
@@ -159,6 +160,12 @@ class ChunkEncoder(nn.Module):
         dtype = computed if self.kv_dtype is None else self.kv_dtype
         none = x.new_empty(len(x), 0, rows, self.dims.kv_heads, self.dims.head_width, dtype=dtype)
         return EncodedChunks(none.new_empty(len(x), 0, self.key_width), ChunkTable(none, none))
+
+
+@lru_cache(maxsize=64)
+def _inside_block(rows: int, head_width: int, dtype: torch.dtype, device: torch.device) -> Rotation:
+    with torch.inference_mode(False):  # one first made in evaluation serves training too
+        return rotation(torch.arange(rows, device=device), head_width, dtype)
 
 
 class Smear(nn.Module):

@@ -1,28 +1,29 @@
 """Decoding: a step of one token as a function of tensors whose shapes stay the same, replayed as one CUDA graph.
 
-Rows run alone here. The landmark of a chunk goes through the lower layers behind the chunk's last token, in the same
-step, and through the upper ones before the next token, as in any other segment.
+The landmark of a chunk goes through the lower layers beside the chunk's last token, and through the upper ones beside
+the next token, as in any other segment: two rows cost little more than one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from gca_lit.attention.base import Past
-from gca_lit.memory import Selection, fetch
-from gca_lit.model.block import run_blocks, view_at
+from gca_lit.attention.base import Past, View
+from gca_lit.memory import Fetched, Selection, both, fetch, in_one_table
+from gca_lit.model.block import run_blocks, view_at, view_of
+from gca_lit.model.carried import Carried, together
 from gca_lit.model.chunks import EncodedChunks, Layout
-from gca_lit.model.group import Carried, Fetched
 from gca_lit.model.pasts import Pasts, separate, stacked
 from gca_lit.model.places import Places
 from gca_lit.model.replay import Replayed
-from gca_lit.model.state import ModelState, Step
+from gca_lit.model.state import ModelState, Step, behind
 from gca_lit.model.upper import UpperHalf
 from gca_lit.model.weights import Weights
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from gca_lit.model.decoder import Decoder
 
 Chunk = tuple[()] | tuple[Tensor, EncodedChunks]
+Served = Carried | tuple[()]
 Held = tuple[()] | tuple[tuple[Tensor, ...], Callable[[Tensor], tuple[Tensor, Tensor]]]
 
 
@@ -55,41 +57,40 @@ class Decoding:
     def step(self, tokens: Tensor, state: ModelState, layout: Layout) -> Step:
         """tokens [B, 1]; `layout` is theirs."""
         text = tokens, torch.full((1,), layout.first_row, device=tokens.device)
-        nothing, opens = state.deferred[:, :0], bool(state.deferred.shape[1])
+        opens = state.deferred.shape[1]
+        nothing = state.deferred[:, :0] if opens else state.deferred
+        landmark = (state.deferred,) if opens else ()
         pending = (torch.cat((nothing, *state.pending), 1),) if layout.chunks else ()
-        before = state.carried
-        if opens:
-            pasts, out, below, carried, chunk = self._behind_landmark(text, state, pending)
-        else:
-            carried = self._fetched(state)
-            pasts, out, below, _, chunk = self._rows[False, bool(pending)](state.pasts, text, carried, (), pending)
+        own = opens and cast(UpperHalf, self.decoder.upper).shift
+        carried = state.carried if own else self._fetched(state)
+        given = state.pasts, text, carried, landmark, pending
+        pasts, out, below, selected, chunk = (
+            self._selecting(state, given) if opens else self._rows[False, bool(pending)](*given)
+        )
         state = replace(
             state,
             position=state.position + 1,
             pasts=pasts,
             pending=() if chunk else (*state.pending, *below),
             deferred=chunk[0] if chunk else nothing,
-            carried=carried,
+            carried=selected or carried,
         )
-        selections = tuple(one.selection for one in carried)
-        if opens:
-            selections = tuple(map(_both, (one.selection for one in before), selections))
         if chunk:
             assert state.memory is not None
             state.memory.append(chunk[1].landmarks, chunk[1].table)
         first_chunk = (layout.first_row - opens) // layout.block
-        return Step(out[0], selections, first_chunk, state, out[1])
+        return Step(out[0], _of_groups(carried, selected), first_chunk, state, out[1])
 
     def row(
         self,
         pasts: Pasts,
         text: tuple[Tensor, Tensor],
-        carried: tuple[Carried, ...],
+        carried: Served,
         landmark: tuple[Tensor, ...],
         pending: tuple[Tensor, ...],
         held: Held = (),
-    ) -> tuple[Pasts, tuple[Tensor, Tensor], tuple[Tensor, ...], tuple[Carried, ...], Chunk]:
-        """A token, the landmark that stands before it, and the one behind it.
+    ) -> tuple[Pasts, tuple[Tensor, Tensor], tuple[Tensor, ...], Served, Chunk]:
+        """A token, with the landmark that stands before it in the upper layers, and the one behind it in the lower.
 
         Args:
             pasts: of all layers.
@@ -97,97 +98,100 @@ class Decoding:
             carried: what serves it, or the landmark before it if there is one.
             landmark: its lower hidden states [B, 1, M], where one stands before.
             pending: the rows of the chunk before the token [B, C - 1, M], where one stands behind.
-            held: see `_select`.
+            held: what a landmark before selects from: landmarks in blocks with room (see `ChunkMemory.blocks`), and
+                what reads chunks.
 
         Returns:
             new pasts; hidden states normed [B, 1, M] and logits [B, 1, V]; lower hidden states [B, 1, M] that go into a
             chunk later; what serves the token, if a landmark before it selected that; the chunk, if it is complete.
         """
-        decoder, (tokens, row) = self.decoder, text
+        decoder, (tokens, row), opens = self.decoder, text, len(landmark)
         lower, upper = map(separate, decoder.halves(pasts))
-        selected: tuple[Carried, ...] = ()
-        if landmark:
-            upper, selected = self._select(upper, landmark[0], row - 1, carried, held)
-            carried = selected
         x = decoder.embed(tokens)
-        view = view_at(row, x, decoder.config)
-        below, lower = run_blocks(decoder.lower, lower, x, view, False)
-        if isinstance(decoder.upper, UpperHalf):
-            x, done = below, list[Past]()
-            for group, past, served in zip(*decoder.upper.by_group(upper), carried, strict=True):
-                x, new = group.row(x, view, past, cast(Fetched, served.fetched))
-                done += new
-            upper = tuple(done)
-        else:
-            x, upper = run_blocks(decoder.upper.blocks, upper, below, view, False)
-        hidden, chunk = decoder.norm(x), cast(Chunk, ())
+        view = view_at(_around(row, opens, len(pending)), x, decoder.config)
         if pending:
-            lower, chunk = self._complete(lower, row + 1, torch.cat((*pending, below), 1))
+            assert decoder.landmark is not None
+            x = torch.cat((x, decoder.landmark.expand(len(x), 1, -1).to(x.dtype)), 1)
+        below, lower = run_blocks(decoder.lower, lower, x, view_of(view, slice(opens, None)), False)
+        x, view = behind(landmark, below[:, :1]), view_of(view, slice(0, opens + 1))
+        selected = cast(Served, ())
+        if isinstance(decoder.upper, UpperHalf):
+            x, upper, selected = self._groups(decoder.upper, x, view, upper, cast(Carried, carried), row - 1, held)
+        else:
+            x, upper = run_blocks(decoder.upper.blocks, upper, x, view, False)
+        hidden, chunk = decoder.norm(x[:, opens:]), cast(Chunk, ())
+        if pending:
+            encoder, block = cast(UpperHalf, decoder.upper).encoder, torch.cat((*pending, below), 1)[:, None]
+            chunk = below[:, 1:], encoder(block, encoder.rotation(block))
         goes_on = (below,) if carried and not pending else ()
-        return stacked((*lower, *upper), pasts), (hidden, decoder.logits(hidden)), goes_on, selected, chunk
+        out = hidden, decoder.logits(hidden)
+        return stacked((*lower, *upper), pasts), out, goes_on, selected, chunk
 
-    def _select(
-        self, pasts: tuple[Past, ...], x: Tensor, row: Tensor, before: tuple[Carried, ...], held: Held
-    ) -> tuple[tuple[Past, ...], tuple[Carried, ...]]:
-        """A landmark x [B, 1, M] and its row number [1] through the groups: each makes the selection of the rows behind
-        it -> new pasts of their layers, the selections with their chunks.
+    def _groups(
+        self,
+        upper: UpperHalf,
+        x: Tensor,
+        view: View,
+        pasts: Pasts,
+        carried: Carried,
+        landmark: Tensor,
+        held: Held,
+    ) -> tuple[Tensor, tuple[Past, ...], Served]:
+        """x [B, 1, M], or with `held` [B, 2, M], a landmark first, through the groups; see `row`.
 
-        before: what serves the landmark's own row; () where its own selection does.
-        held: landmarks in blocks with room (see `ChunkMemory.blocks`), and what reads chunks.
+        landmark: its row number [1].
         """
-        assert held
-        (keys, read), upper = held, cast(UpperHalf, self.decoder.upper)
-        view, done, selected = view_at(row, x, self.decoder.config), list[Past](), list[Carried]()
-        for number, (group, past) in enumerate(zip(*upper.by_group(pasts), strict=True)):
-            selection = group.select(x, row // (upper.chunk_size + 1), keys)
-            after = fetch(selection, read)
-            x, new = group.row(x, view, past, cast(Fetched, before[number].fetched) if before else after)
+        done, selected = list[Past](), list[Carried]()
+        for group, past, one in zip(*upper.by_group(pasts), carried.by_group(), strict=True):
+            served = cast(Fetched, one.fetched)
+            if held:
+                keys, read = held
+                made = group.select(x[:, :1], landmark // (upper.chunk_size + 1), keys)
+                after = fetch(made, read)
+                served = after if upper.shift else in_one_table(served, after)
+                selected.append(Carried(made, after))
+            x, new = group.row(x, view, past, served)
             done += new
-            selected.append(Carried(selection, after))
-        return tuple(done), tuple(selected)
+        return x, tuple(done), together(selected) if selected else ()
 
-    def _complete(self, pasts: tuple[Past, ...], row: Tensor, rows: Tensor) -> tuple[tuple[Past, ...], Chunk]:
-        """The landmark at `row` [1] behind the other rows [B, C, M] of its chunk through the lower layers -> new pasts,
-        the landmark's hidden states [B, 1, M] and what becomes of the chunk."""
-        decoder, encoder = self.decoder, cast(UpperHalf, self.decoder.upper).encoder
-        assert decoder.landmark is not None
-        x = decoder.landmark.expand(len(rows), 1, -1).to(rows.dtype)
-        x, pasts = run_blocks(decoder.lower, pasts, x, view_at(row, x, decoder.config), False)
-        block = torch.cat((rows, x), 1)[:, None]
-        return pasts, (x, encoder(block, encoder.rotation(block)))
-
-    def _behind_landmark(self, text: tuple[Tensor, Tensor], state: ModelState, pending: tuple[Tensor, ...]) -> Any:
+    def _selecting(self, state: ModelState, given: Any) -> Any:
         """`row` of a token behind a landmark that waits for the upper layers."""
-        upper, memory, x = cast(UpperHalf, self.decoder.upper), state.memory, state.deferred
+        memory, closes = state.memory, bool(given[-1])
         assert memory is not None
-        before, keys, reader = () if upper.shift else self._fetched(state), memory.blocks(), memory.store.reader()
-        if reader is not None:
-            row = self._rows[True, bool(pending)]
-            return memory.store.ordered(lambda: row(state.pasts, text, before, (x,), pending, held=(keys, reader)))
-        lower, past = map(separate, self.decoder.halves(state.pasts))
-        past, selected = self._select(past, x, text[1] - 1, before, (keys, memory.store.read))
-        pasts = stacked((*lower, *past), state.pasts)
-        pasts, out, below, _, chunk = self._rows[False, bool(pending)](pasts, text, selected, (), pending)
-        return pasts, out, below, selected, chunk
+        reader = memory.store.reader()
+        held = memory.blocks(), reader or memory.store.read
+        row: Callable[..., Any] = self.row if reader is None else self._rows[True, closes]
+        return memory.store.ordered(lambda: row(*given, held=held))
 
-    def _fetched(self, state: ModelState) -> tuple[Carried, ...]:
-        """What serves the next row of each group, with its chunks."""
-        if all(one.fetched for one in state.carried):
+    def _fetched(self, state: ModelState) -> Served:
+        """What serves the next row, with its chunks."""
+        if not state.carried or state.carried.fetched:
             return state.carried
         upper, memory = cast(UpperHalf, self.decoder.upper), state.memory
         assert memory is not None
 
         def with_chunks(one: Carried) -> Carried:
-            if one.fetched:
-                return one
             if memory.count:
                 return Carried(one.selection, fetch(one.selection, memory.store.read))
             return Carried(one.selection, (upper.blank(state.deferred, one.selection.ids.shape[2]), one.selection))
 
-        return tuple(map(with_chunks, state.carried))
+        return together([with_chunks(one) for one in state.carried.by_group()])
 
 
-def _both(before: Selection, made: Selection) -> Selection:
-    return Selection(
-        torch.cat((before.ids, made.ids), 1), torch.cat((before.weights.to(made.weights.dtype), made.weights), 1)
-    )
+def _of_groups(before: Served, after: Served) -> tuple[Selection, ...]:
+    """Of each group what served the row, or what served the landmark before it and what that selected."""
+    if not before:
+        return ()
+    return _each(*(both(before.selection, after.selection) if after else before.selection))
+
+
+@lru_cache(maxsize=4)  # asked for every token, and the same tensors serve all of a chunk
+def _each(ids: Tensor, weights: Tensor) -> tuple[Selection, ...]:
+    return tuple(map(Selection, ids, weights))
+
+
+def _around(row: Tensor, before: int, behind: int) -> Tensor:
+    """Row number [1], with those of so many rows before and behind it."""
+    if before == behind == 0:
+        return row
+    return row + torch.arange(-before, behind + 1, device=row.device)

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from gca_lit.attention.base import Dims, Past, RetrievalBackend, View
-from gca_lit.memory import ChunkMemory, ChunkTable, Selection
+from gca_lit.memory import ChunkMemory, ChunkTable, Fetched, Selection, both
 from gca_lit.model.block import Block, run_blocks
+from gca_lit.model.carried import Carried
 from gca_lit.model.pasts import Pasts
 from gca_lit.model.retrieval import Noise, select, select_one
-
-Fetched = tuple[ChunkTable, Selection]
-"""K/V of chunks, and a selection whose ids index them."""
-
-
-class Carried(NamedTuple):
-    """What serves the next row: one entry of a selection [B, 1, K], and its chunks once they have been fetched.
-
-    fetched: a table of K chunks in the order of the slots.
-    """
-
-    selection: Selection
-    fetched: Fetched | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +43,11 @@ class Run:
     memory: ChunkMemory | None
     documents: tuple[Tensor, Tensor] | None
     noise: Tensor | None
+
+    @property
+    def selects(self) -> bool:
+        """Whether a selection is made here; otherwise what was carried serves all rows."""
+        return self.memory is None or self.landmarks > 0
 
 
 class Group(nn.Module):
@@ -93,7 +86,7 @@ class Group(nn.Module):
         served = Selection(slots.ids[:, run.skip :], slots.weights[:, run.skip :])
         view = replace(run.view, table=table, selection=served, index=self.index(table, served))
         x, pasts = run_blocks(self.layers, pasts, x, view, self.recompute)
-        if run.memory is None or run.landmarks:
+        if run.selects:
             carried = Carried(Selection(selection.ids[:, -1:], selection.weights[:, -1:]))
         return x, pasts, selection, carried
 
@@ -103,24 +96,24 @@ class Group(nn.Module):
         return select_one(self.retriever(x), held, chunk, self.top_k, self.slope)
 
     def row(self, x: Tensor, view: View, pasts: Pasts, fetched: Fetched) -> tuple[Tensor, tuple[Past, ...]]:
-        """One row x [B, 1, M], served by K chunks -> (x, new pasts); a function of shapes alone.
+        """A few rows x [B, R, M] -> (x, new pasts); a function of shapes alone.
 
-        view: of the row, without table and selection.
+        view: of the rows, without table and selection.
+        fetched: the entries of its selection serve as many rows each.
         """
         table, slots = fetched
-        view = replace(view, table=table, selection=slots, index=self.index(table, slots))
+        rows = x.shape[1] // slots.ids.shape[1]
+        view = replace(view, table=table, selection=slots, block=rows, index=self.index(table, slots))
         return run_blocks(self.layers, pasts, x, view, False)
 
     def _select(self, x: Tensor, carried: Carried, run: Run) -> tuple[Selection, Fetched]:
         """The selection of these rows, and what it selects; what was fetched for a row serves all rows of its chunk."""
-        if run.memory is not None and run.landmarks == 0:
+        if not run.selects:
+            assert run.memory is not None
             none = ChunkTable(run.own.k[:, :0], run.own.v[:, :0])
             return carried.selection, carried.fetched or run.memory.table(carried.selection, none)
         noise = None if run.noise is None else Noise(run.noise, self.number)
         queries = self.retriever(x[:, run.ends])
         made = select(queries, run.keys, run.first_chunk, self.top_k, noise, run.documents, self.slope)
-        selection = Selection(
-            torch.cat((carried.selection.ids, made.ids), 1),
-            torch.cat((carried.selection.weights.to(made.weights.dtype), made.weights), 1),
-        )
+        selection = both(carried.selection, made)
         return selection, (run.own, selection) if run.memory is None else run.memory.table(selection, run.own)

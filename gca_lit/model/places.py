@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from copy import copy
 from typing import Any
 
 import torch
@@ -13,19 +12,29 @@ from gca_lit.model.nested import Room, flatten, unflatten
 
 
 class Given:
-    """An argument: its tensors, and what the work on it depends on."""
+    """An argument: its tensors, and what the work on it depends on.
 
-    left = False
+    Made for every token: what a result that is left in its place has in common with the last one is not made again.
+    """
+
+    __slots__ = ("kind", "leaves", "left", "on_device", "room", "structure", "value")
+
+    value: Any
+    leaves: list[Any]
+    structure: Any
+    on_device: bool
+    kind: Hashable
+    left: bool
     """Whether it is a result that was left in its place."""
-    room: Room | None = None
+    room: Room | None
     """Where it lies, or lay."""
 
     def __init__(self, value: Any) -> None:
-        self.value, self.leaves = value, list[Any]()
+        self.value, self.leaves, self.left, self.room = value, [], False, None
         self.structure = flatten(value, self.leaves)
         self.on_device = all([isinstance(x, Tensor) and x.is_cuda for x in self.leaves])
         shapes = tuple([(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else None for x in self.leaves])
-        self.kind: Hashable = (self.structure, shapes)
+        self.kind = self.structure, shapes
 
     def is_of(self, value: Any) -> bool:
         """Whether it is of that very object, and nobody has changed it."""
@@ -45,7 +54,8 @@ class Given:
 
     def replaced(self, value: Any) -> Given:
         """A result of the same kind, for the same room."""
-        other = copy(self)
+        other = Given.__new__(Given)
+        other.structure, other.on_device, other.kind, other.room = self.structure, self.on_device, self.kind, self.room
         other.value, other.leaves, other.left = value, [], True
         return other
 
@@ -79,11 +89,13 @@ class Places:
 
     def put(self, number: int, given: Given) -> None:
         """Copy it to its room, unless it is there."""
-        self.settle(number, given)
+        if given.room is None:
+            self.settle(number, given)
         assert given.room is not None
         if self._there.get(given.room) is not given:
             given.room.fill(given.leaves)
-        self.left(number, given)
+            self._there[given.room] = given
+        self._last[number] = given
 
     def left(self, number: int, given: Given) -> None:
         """It lies in its room."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gca_lit.memory import ChunkMemory, Selection
-from gca_lit.model.group import Carried
+from gca_lit.model.carried import Carried
 from gca_lit.model.pasts import Pasts
 
 
@@ -23,7 +23,7 @@ class ModelState:
     pasts: of each layer, from bottom to top.
     pending: lower hidden states of the rows of the incomplete chunk, in consecutive parts [B, n, M].
     deferred: lower hidden states of the last rows that the upper layers have not run on yet, [B, n, M].
-    carried: of each retrieval group, what serves the next row of the upper layers.
+    carried: of all retrieval groups, what serves the next row of the upper layers; () where there are none.
     memory: landmarks and chunk K/V of all whole chunks; None where nothing is kept (training, or no chunks).
     """
 
@@ -31,7 +31,7 @@ class ModelState:
     pasts: Pasts
     pending: tuple[Tensor, ...]
     deferred: Tensor
-    carried: tuple[Carried, ...]
+    carried: Carried | tuple[()]
     memory: ChunkMemory | None
 
     def bytes(self) -> dict[str, int]:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from gca_lit.attention.base import Dims, LayerPlan, Past, RetrievalBackend, View
 from gca_lit.memory import ChunkMemory, ChunkTable, Selection
 from gca_lit.model.block import Block, row_view
+from gca_lit.model.carried import Carried, together
 from gca_lit.model.chunks import ChunkEncoder, EncodedChunks, Layout
-from gca_lit.model.group import Carried, Group, Run
+from gca_lit.model.group import Group, Run
 from gca_lit.model.pasts import Pasts, divided
 from gca_lit.model.span import Span, plan_span
 from gca_lit.model.state import ModelState, behind
@@ -70,9 +71,9 @@ class UpperHalf(nn.Module):
         groups = [cast(Group, group) for group in self.groups]
         return groups, divided(pasts, [len(group.layers) for group in groups])
 
-    def no_selections(self, batch_size: int, like: Tensor) -> tuple[Carried, ...]:
-        """Of each group, one entry with every slot empty."""
-        return tuple(cast(Group, group).no_selection(batch_size, like) for group in self.groups)
+    def no_selections(self, batch_size: int, like: Tensor) -> Carried:
+        """Of all groups, one entry with every slot empty."""
+        return together([cast(Group, group).no_selection(batch_size, like) for group in self.groups])
 
     def blank(self, x: Tensor, chunks: int) -> ChunkTable:
         """A table of `chunks` that nobody selects, like those that become of x [B, R, M]."""
@@ -119,11 +120,11 @@ class UpperHalf(nn.Module):
                 view = row_view(span.first_row, rows, self.dims, None)
             run = self._run(view, span, layout, own, state.memory, documents, noise)
             done = []
-            for group, past, served in zip(*self.by_group(pasts), carried, strict=True):
+            for group, past, served in zip(*self.by_group(pasts), cast(Carried, carried).by_group(), strict=True):
                 rows, *after = group(rows, past, served, run)
                 done.append(after)
-            new, selections, carried = zip(*done, strict=True)
-            pasts = tuple(chain.from_iterable(new))
+            new, selections, after = zip(*done, strict=True)
+            pasts, carried = tuple(chain.from_iterable(new)), together(after) if run.selects else carried
         if state.memory is not None:
             state.memory.append(own.landmarks, own.table)
         state = replace(state, pending=pending, deferred=at_hand[:, span.stop :].clone(), carried=carried)

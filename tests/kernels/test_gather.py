@@ -41,6 +41,20 @@ def test_repeated_strided_and_no_rows():
 
 
 @INTERPRETED
+@pytest.mark.parametrize("width", [6, 66, 10_002])
+def test_parts_of_rows_come_one_behind_the_other(width):
+    slabs = random_slabs(2, 4, width, torch.float16)
+    rows = torch.tensor([7, 1, 7, 2, 3])
+    for parts in (1, 2, 3):
+        expected = torch.cat(slabs)[rows].unflatten(1, (parts, -1)).transpose(0, 1)
+        found = RowGather(slabs, torch.device("cpu")).now().gather(rows, parts)
+        assert same_bytes(found, expected if parts > 1 else expected[0])
+    for parts in (0, 4):
+        with pytest.raises(ValueError, match=f"parts must divide the width of a row, {width}, got {parts}"):
+            RowGather(slabs, torch.device("cpu")).now().gather(rows, parts)
+
+
+@INTERPRETED
 def test_the_slabs_may_grow():
     slabs = random_slabs(1, 4, 6, torch.float32)
     gather = RowGather(slabs, torch.device("cpu"))

@@ -65,8 +65,9 @@ class GatheredSlabs(NamedTuple):
     width: int
     dtype: torch.dtype
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """Rows [n, width] on the device, in the slabs' dtype, of the numbers `rows` int64 [n] on the device.
+    def gather(self, rows: Tensor, parts: int = 1) -> Tensor:
+        """Rows on the device, in the slabs' dtype, of the numbers `rows` int64 [n] on the device: [n, width], or with
+        more than one part [parts, n, width / parts], the first part of each row first.
 
         The numbers are not checked, for that would wait for the device: one outside the slabs reads foreign memory.
         A CUDA graph may hold the call.
@@ -76,10 +77,12 @@ class GatheredSlabs(NamedTuple):
         device = self.addresses.device
         if rows.ndim != 1 or rows.dtype != torch.int64 or rows.device != device:
             raise ValueError(f"rows must be int64 [n] on {device}, got {rows.dtype} {tuple(rows.shape)}, {rows.device}")
-        out = torch.empty((len(rows), self.width), dtype=self.dtype, device=device)
+        if parts < 1 or self.width % parts:
+            raise ValueError(f"parts must divide the width of a row, {self.width}, got {parts}")
+        out = torch.empty((parts, len(rows), self.width // parts), dtype=self.dtype, device=device)
         if out.numel():
             copy_rows(self.addresses, rows.contiguous(), out, self.rows_per_slab)
-        return out
+        return out[0] if parts == 1 else out
 
 
 def _check(slab: Tensor, first: Tensor, device: torch.device) -> None:
