@@ -12,7 +12,8 @@ A context is read by `gca_lit.generation.sampling.read`, which only writes memor
 an empty store, which allocates in passing, then ("again") into the slabs it kept. Between the two, contexts up to
 --full_up_to are read with every output computed. Some two chunks of tokens are generated greedily behind it, in which
 CUDA graphs are captured ("first"). All this each model does alone on the device. Then the models of a file read once
-more and generate in turns, for what else the host does changes from minute to minute: of their turns the median counts.
+more and generate in turns, for what else the host does changes from second to second: rows have the median of their
+turns and the fastest one, and what a loop in Python took the host meanwhile ("host").
 Tokens are text tokens, GB = 1e9 bytes. Peaks of device memory hold the weights. Landmarks are the part of the state
 that grows with the context: their GB are those in use, the state's those allocated.
 """
@@ -150,8 +151,8 @@ def built(recipe: Path, backend: str, compiled: bool) -> CausalLM:
 COLUMNS = (
     *("date", "gpu", "torch", "triton", "commit", "command", "model", "backend", "layers", "width", "params", "length"),
     *("segment", "store", "first_tokens_per_s", "again_tokens_per_s", "full_tokens_per_s", "decode_tokens_per_s"),
-    *("first_ms", "token_ms", "slowest_token_ms", "read_peak_gb", "full_peak_gb", "decode_peak_gb", "state_device_gb"),
-    *("landmarks_gb", "state_host_gb", "warmup_s", "note"),
+    *("fastest_tokens_per_s", "host_ms", "first_ms", "token_ms", "slowest_token_ms", "read_peak_gb", "full_peak_gb"),
+    *("decode_peak_gb", "state_device_gb", "landmarks_gb", "state_host_gb", "warmup_s", "note"),
 )
 
 
@@ -179,9 +180,9 @@ def _held(state: ModelState) -> dict[str, float]:
 
 
 def _said(row: dict[str, Any]) -> str:
-    speeds = [f"{row.get(name, 0):,.0f}" for name in COLUMNS if name.endswith("tokens_per_s")]
-    said = f"{row['model']} {row['backend']} {row['length']:,}: tokens/s first {speeds[0]}, again {speeds[1]}, "
-    return said + f"full {speeds[2]}, decoding {speeds[3]}; {row.get('decode_peak_gb', 0):.2f} GB {row['note']}"
+    speeds = [f"{name.split('_')[0]} {row.get(name, 0):,.0f}" for name in COLUMNS if name.endswith("tokens_per_s")]
+    said = f"{row['model']} {row['backend']} {row['length']:,}: tokens/s {', '.join(speeds)}; "
+    return said + f"host {row.get('host_ms', 0):.2f} ms, {row.get('decode_peak_gb', 0):.2f} GB {row['note']}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Seconds and device memory of work that a CUDA device does behind the host."""
+"""Seconds and device memory of work that a CUDA device does behind the host, and how fast the host is meanwhile."""
 
 from __future__ import annotations
 
@@ -30,3 +30,11 @@ class Clock:
     def peak_gb(self) -> float:
         """Most device memory allocated since the start."""
         return torch.cuda.max_memory_allocated() / 1e9 if self._cuda else 0.0
+
+
+def host_ms() -> float:
+    """Milliseconds that the host takes for some arithmetic in Python: more while others slow it down."""
+    begun, total = time.perf_counter(), 0
+    for number in range(20_000):
+        total += number * number % 7
+    return 1e3 * (time.perf_counter() - begun)

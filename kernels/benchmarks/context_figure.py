@@ -17,6 +17,8 @@ COLUMNS = {
     "again_tokens_per_s": ",.0f",
     "full_tokens_per_s": ",.0f",
     "decode_tokens_per_s": ".0f",
+    "fastest_tokens_per_s": ".0f",
+    "host_ms": ".1f",
     "first_ms": ".1f",
     "token_ms": ".2f",
     "slowest_token_ms": ".1f",
@@ -30,8 +32,8 @@ COLUMNS = {
 def table(rows: Sequence[Row]) -> str:
     """Markdown, a line for each row."""
     lines = [
-        "| model | | context | read, tokens/s | again | every output | decoded, tokens/s | ms a token, first ones "
-        "| median | slowest "
+        "| model | | context | read, tokens/s | again | every output | decoded, tokens/s | fastest turn | host, ms "
+        "| ms a token, first ones | median | slowest "
         "| GB, reading | decoding | landmarks | on the host |",
         f"|---|---|{'---:|' * (1 + len(COLUMNS))}",
     ]

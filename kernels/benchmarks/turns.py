@@ -10,13 +10,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from clock import Clock
+from clock import Clock, host_ms
 from gca_lit.generation.sampling import Sampling, generate, read
 from gca_lit.memory import ChunkStore
 from gca_lit.model import cast_once
 from gca_lit.module import CausalLM
 
-ROUNDS, TURN = 16, 128
+ROUNDS, TURN = 32, 128
 """Turns of each model, and tokens of one."""
 
 
@@ -30,7 +30,8 @@ def in_turns(
     rounds: int = ROUNDS,
     turn: int = TURN,
 ) -> dict[str, dict[str, float]]:
-    """Of each model the speed of greedy decoding behind the context `tokens` [1, T], after its `first_tokens`."""
+    """Of each model the speed of greedy decoding behind the context `tokens` [1, T], after its `first_tokens`: of the
+    median turn, of the fastest, and how fast the host was between the turns."""
     with torch.autocast(device, torch.bfloat16), ExitStack() as cast:
         for model in models.values():
             cast.enter_context(cast_once(model, device))
@@ -43,15 +44,19 @@ def in_turns(
                 pass
         laps: dict[str, list[float]] = {name: [] for name in models}
         turns: dict[str, list[float]] = {name: [] for name in models}
+        host: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(rounds):
             for name, stream in streams.items():
                 clock.start()
                 each = [clock.lap(wait=False) for _ in islice(stream, turn)]
                 turns[name].append(sum(each) + clock.lap())
+                host[name].append(host_ms())
                 laps[name] += each
     return {
         name: {
             "decode_tokens_per_s": turn / statistics.median(turns[name]),
+            "fastest_tokens_per_s": turn / min(turns[name]),
+            "host_ms": statistics.median(host[name]),
             "token_ms": 1e3 * statistics.median(laps[name]),
             "slowest_token_ms": 1e3 * max(laps[name]),
         }
