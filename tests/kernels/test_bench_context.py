@@ -84,6 +84,7 @@ def test_models_decode_in_turns(tiny, monkeypatch):
     assert took[-len(in_turn) :] == in_turn
     for row in rows:
         assert row["slowest_token_ms"] >= row["token_ms"] > 0 and row["decode_tokens_per_s"] > 0
+        assert row["fastest_tokens_per_s"] >= row["decode_tokens_per_s"] and row["host_ms"] > 0
         assert set(row) <= set(bench_context.COLUMNS) and row["note"] == ""
 
 

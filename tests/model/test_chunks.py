@@ -82,3 +82,14 @@ def test_smeared_keys_add_one_vector_that_starts_at_one_half_and_does_not_decay(
     assert all(torch.equal(weights[name], weight) for name, weight in plain.named_parameters())
     vectors = model.parameter_groups()[-1]
     assert vectors["name"] == "vectors" and any(p is logit for p in vectors["params"])
+
+
+def test_angles_first_made_in_evaluation_serve_training():
+    encoder = ChunkEncoder(Dims(width=8, heads=2, kv_heads=2), 8, 1, torch.nn.Identity(), None)
+    blocks = torch.randn(1, 3, 37, 8)  # rows that no other test has
+    with torch.inference_mode():
+        evaluated = encoder(blocks, encoder.rotation(blocks)).table.k.clone()
+    trained = encoder(blocks, encoder.rotation(blocks)).table.k
+    trained.sum().backward()
+    torch.testing.assert_close(trained, evaluated)
+    assert encoder.kv.weight.grad is not None
