@@ -176,8 +176,8 @@ class Decoder(nn.Module):
             noise: a number of each row, int64 [B], that seeds the retrieval noise; used in training mode only.
 
         Raises:
-            ValueError: tokens of a wrong shape, documents together with a state, or a state that keeps no chunks or was
-                used before.
+            ValueError: tokens of a wrong shape, or another batch size than the state; documents together with a state;
+                a state that keeps no chunks or was used before.
         """
         given = state is not None
         if tokens.ndim != 2 or tokens.shape[1] == 0:
@@ -186,6 +186,8 @@ class Decoder(nn.Module):
             state = self.new_state(len(tokens), None)
         elif documents is not None:
             raise ValueError("documents can only be given for a whole input, without a state")
+        elif len(state.deferred) != len(tokens):
+            raise ValueError(f"tokens must be [{len(state.deferred)}, T] for this state, got {tuple(tokens.shape)}")
         elif isinstance(self.upper, UpperHalf) and state.memory is None:
             raise ValueError("the state keeps no chunks: make it with a store, new_state(batch_size, HostStore())")
         layout = Layout(state.position, tokens.shape[1], self.attention.chunk_size)

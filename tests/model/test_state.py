@@ -173,6 +173,8 @@ def test_misuse_is_named():
         model(torch.zeros(1, 0, dtype=torch.long))
     with pytest.raises(ValueError, match="keeps no chunks"):
         model(tokens(5), model.new_state(2, None))
+    with pytest.raises(ValueError, match=r"tokens must be \[3, T\] for this state, got \(2, 5\)"):
+        model(tokens(5), model.new_state(3, HostStore()))
     with pytest.raises(ValueError, match="documents"):
         model(tokens(5), model.new_state(2, HostStore()), documents=tokens(5))
     with pytest.raises(ValueError, match="read must be"):
