@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,18 @@ class SaveAt(Callback):
 
 
 @pytest.fixture
-def make(write: Callable[..., str]) -> Callable[..., ArrowDataModule]:
+def make(write: Callable[..., str]) -> Iterator[Callable[..., ArrowDataModule]]:
+    made: list[ArrowDataModule] = []
+
     def build(**settings: Any) -> ArrowDataModule:
         val = write("val", sizes=(300, 400))
         given = {"train": write(), "val": val, "test": val, "train_length": 64, "batch_size": 2, **settings}
-        return ArrowDataModule(**given)
+        made.append(ArrowDataModule(**given))
+        return made[-1]
 
-    return build
+    yield build
+    for data in made:
+        data.teardown("fit")  # workers left to the garbage collector take seconds each
 
 
 def fit(
