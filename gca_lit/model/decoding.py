@@ -61,7 +61,7 @@ class Decoding:
         nothing = state.deferred[:, :0] if opens else state.deferred
         landmark = (state.deferred,) if opens else ()
         pending = (torch.cat((nothing, *state.pending), 1),) if layout.chunks else ()
-        own = opens and cast(UpperHalf, self.decoder.upper).shift
+        own = opens and cast(UpperHalf, self.decoder.upper).shift  # a landmark that reads what it selects itself
         carried = state.carried if own else self._fetched(state)
         given = state.pasts, text, carried, landmark, pending
         pasts, out, below, selected, chunk = (
@@ -116,7 +116,7 @@ class Decoding:
         x, view = behind(landmark, below[:, :1]), view_of(view, slice(0, opens + 1))
         selected = cast(Served, ())
         if isinstance(decoder.upper, UpperHalf):
-            x, upper, selected = self._groups(decoder.upper, x, view, upper, cast(Carried, carried), row - 1, held)
+            x, upper, selected = self._groups(decoder.upper, x, view, upper, cast(Carried, carried), row, held)
         else:
             x, upper = run_blocks(decoder.upper.blocks, upper, x, view, False)
         hidden, chunk = decoder.norm(x[:, opens:]), cast(Chunk, ())
@@ -134,19 +134,19 @@ class Decoding:
         view: View,
         pasts: Pasts,
         carried: Carried,
-        landmark: Tensor,
+        row: Tensor,
         held: Held,
     ) -> tuple[Tensor, tuple[Past, ...], Served]:
         """x [B, 1, M], or with `held` [B, 2, M], a landmark first, through the groups; see `row`.
 
-        landmark: its row number [1].
+        row: number of the token's row [1].
         """
         done, selected = list[Past](), list[Carried]()
         for group, past, one in zip(*upper.by_group(pasts), carried.by_group(), strict=True):
             served = cast(Fetched, one.fetched)
             if held:
                 keys, read = held
-                made = group.select(x[:, :1], landmark // (upper.chunk_size + 1), keys)
+                made = group.select(x[:, :1], (row - 1) // (upper.chunk_size + 1), keys)
                 after = fetch(made, read)
                 served = after if upper.shift else in_one_table(served, after)
                 selected.append(Carried(made, after))
