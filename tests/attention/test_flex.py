@@ -1,5 +1,7 @@
 """The CUDA path of masked attention, as far as a CPU can hold it: blocks, numbers, graphs."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -75,9 +77,16 @@ def test_a_fused_kernel_reads_all_listed_blocks(documents):
     torch.testing.assert_close(got, causal_attention(q, k, v, window=150, documents=documents))
 
 
-@pytest.mark.parametrize("position", ["rotary", "alibi"])
+GCA = GroupedCrossAttention(chunk_size=7, window=150, top_k=2)
+
+
 @pytest.mark.parametrize(
-    "backend", [SlidingWindow(150), FullAttention(), GroupedCrossAttention(chunk_size=7, window=150, top_k=2)]
+    ("backend", "position"),
+    [
+        *product((SlidingWindow(150), FullAttention()), ("rotary", "alibi")),
+        (GCA, "rotary"),
+        pytest.param(GCA, "alibi", marks=pytest.mark.slow),
+    ],
 )
 def test_a_decoder_runs_the_same_with_it(monkeypatch, backend, position):
     torch.manual_seed(0)

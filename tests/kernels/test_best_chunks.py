@@ -101,6 +101,7 @@ def test_many_launches_and_ties_across_them(small_launches, parts, top_k, values
     assert_equals_a_sort(query, keys, 660, top_k)
 
 
+@pytest.mark.slow
 def test_more_landmarks_and_parts_than_a_launch_takes():
     query, keys = data(1, [4000, *range(20)], 3, values=4)
     assert_equals_a_sort(query, keys, 4150, top_k=20)

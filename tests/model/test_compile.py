@@ -58,7 +58,7 @@ def test_training_is_the_same_at_two_lengths(backend, checkpointing):
             torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("backend", ["gca", "sliding_window"])
+@pytest.mark.parametrize("backend", [pytest.param("gca", marks=SLOW), "sliding_window"])
 def test_segments_are_the_same(backend):
     plain, compiled = network(backend).eval(), network(backend).eval()
     compiled.compile_parts("aot_eager")

@@ -35,6 +35,7 @@ def test_an_exception_in_an_accumulation_window(make_run: MakeRun, at: int, kind
     assert_same(fit(run, "--trainer.max_steps", "15", *LAST), unbroken)
 
 
+@pytest.mark.slow
 def test_many_interruptions(make_run: MakeRun) -> None:
     unbroken = fit(make_run("unbroken"))
     run = make_run("broken")
